@@ -1,0 +1,3 @@
+//! The `plinth` command.
+
+fn main() {}

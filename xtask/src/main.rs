@@ -1,0 +1,3 @@
+//! Automation of the project: `cargo xtask --help`.
+
+fn main() {}
