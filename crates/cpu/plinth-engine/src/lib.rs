@@ -1,0 +1,1 @@
+//! The translating CPU engine: software MMU, dispatch, tiers.

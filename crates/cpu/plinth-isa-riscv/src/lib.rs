@@ -1,0 +1,1 @@
+//! RISC-V: instruction table, lifter, privileged architecture.

@@ -1,0 +1,1 @@
+//! What every device stands on: bus, interrupt line, outcome of an access.

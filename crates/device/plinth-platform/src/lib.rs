@@ -1,0 +1,1 @@
+//! Platform devices: UARTs, interrupt controllers, clocks, reset.

@@ -1,0 +1,1 @@
+//! Disk images: block devices over files.

@@ -1,0 +1,1 @@
+//! Boards as data, device tree, kernel and firmware loaders.

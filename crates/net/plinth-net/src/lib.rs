@@ -1,0 +1,1 @@
+//! Packet endpoints: the user network.

@@ -1,0 +1,1 @@
+//! Guest images: Debian built from its packages.

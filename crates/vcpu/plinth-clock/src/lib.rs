@@ -1,0 +1,1 @@
+//! The guest's clock and its timers.

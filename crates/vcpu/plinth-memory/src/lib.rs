@@ -1,0 +1,1 @@
+//! Guest RAM: volatile typed access, write tracking.

@@ -1,0 +1,1 @@
+//! The vCPU and machine-memory traits.
