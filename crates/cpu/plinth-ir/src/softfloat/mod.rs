@@ -52,3 +52,6 @@ impl Env {
 pub use arith::{add, div, fused_multiply_add, sqrt, sub};
 pub use arith::{mul, round_to_integral};
 pub use convert::{compare, convert, from_int, max, max_nan, min, min_nan, to_int};
+
+#[cfg(test)]
+mod tests;
