@@ -120,7 +120,7 @@ impl Driver {
         buffers.extend_from_slice(data);
         buffers.push((STATUS, 1, true));
         let queue = &mut self.queues[q];
-        let head = if sector % 2 == 0 { queue.add(&buffers) } else { queue.add_indirect(&buffers) };
+        let head = if sector.is_multiple_of(2) { queue.add(&buffers) } else { queue.add_indirect(&buffers) };
         self.guest.notify(queue.index);
         self.guest.wait_interrupt(Some(queue.index));
         let (id, len) = queue.wait_used();
