@@ -36,8 +36,7 @@ mod blk;
 mod console;
 mod device;
 mod error;
-#[doc(hidden)]
-pub mod fuzz;
+mod fuzz;
 mod interrupt;
 mod net;
 mod queue;

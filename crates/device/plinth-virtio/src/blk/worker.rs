@@ -27,6 +27,7 @@ impl BlkQueue {
 
     /// Serves until told to stop, or until the driver breaks the queue.
     pub(crate) fn run(mut self, doorbell: &Doorbell, stop: &Stop) {
+        let _guard = self.interrupt.fail_on_panic(super::NAME);
         if let Err(e) = self.serve(doorbell, stop) {
             self.interrupt.fail(&e);
         }

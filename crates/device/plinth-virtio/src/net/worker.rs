@@ -81,6 +81,7 @@ impl NetQueues {
     /// Moves frames until told to stop, and gives the backend back. If the driver breaks a queue, the backend
     /// is still served, so that its connections end properly, and its frames are dropped.
     pub(crate) fn run(mut self, doorbell: &Doorbell, stop: &Stop) -> Box<dyn NetBackend> {
+        let _guard = self.interrupt.fail_on_panic(super::NAME);
         while !stop.is_set() {
             if let Err(e) = self.serve(doorbell, stop) {
                 self.interrupt.fail(&e);

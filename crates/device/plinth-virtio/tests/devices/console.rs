@@ -104,3 +104,26 @@ fn input_waits_for_buffers_and_emergency_output_needs_no_driver() {
     guest.wait_interrupt(Some(0));
     assert_eq!(rx.used(), Some((0, 3)));
 }
+
+#[test]
+fn a_device_that_panics_says_that_it_needs_a_reset() {
+    struct Defect;
+    impl CharBackend for Defect {
+        fn write(&self, _data: &[u8]) -> usize {
+            panic!("a defect, on purpose");
+        }
+        fn read(&self, _data: &mut [u8]) -> usize {
+            0
+        }
+        fn on_input(&self, _notify: Notify) {}
+    }
+
+    let console = Console::new(ConsoleConfig::default(), Arc::new(Defect)).unwrap();
+    let guest = Guest::new(Via::PciMsix, Guest::ram(), Box::new(console));
+    assert!(guest.negotiate(F_VERSION_1));
+    let mut tx = guest.queue(1, 16);
+    guest.set_status(15);
+    tx.add(&[(BUFFERS, 4, false)]);
+    guest.notify(1);
+    guest.wait_needs_reset();
+}

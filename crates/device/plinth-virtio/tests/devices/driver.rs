@@ -151,6 +151,36 @@ impl Guest {
         assert_eq!(found, [(1, 0), (3, 0x1000), (4, 0x2000), (2, 0x3000), (5, 0)]);
     }
 
+    /// Where the capability of type `kind` is in configuration space.
+    fn capability(&self, kind: u64) -> u64 {
+        let mut at = self.read(self.cfg(0x34), 1);
+        while self.read(self.cfg(at), 1) != 9 || self.read(self.cfg(at + 3), 1) != kind {
+            at = self.read(self.cfg(at + 1), 1);
+            assert_ne!(at, 0, "no capability of type {kind}");
+        }
+        at
+    }
+
+    fn aim(&self, offset: u64, len: usize) -> u64 {
+        let at = self.capability(5);
+        self.write(self.cfg(at + 4), 1, 0);
+        self.write(self.cfg(at + 8), 4, offset);
+        self.write(self.cfg(at + 12), 4, len as u64);
+        self.cfg(at + 16)
+    }
+
+    /// Reads the BAR through configuration space.
+    pub fn read_through_config(&self, offset: u64, len: usize) -> u64 {
+        let data = self.aim(offset, len);
+        self.read(data, 4)
+    }
+
+    /// Writes the BAR through configuration space.
+    pub fn write_through_config(&self, offset: u64, len: usize, value: u64) {
+        let data = self.aim(offset, len);
+        self.write(data, 4, value);
+    }
+
     fn common(&self, at: u64) -> u64 {
         self.bar + at
     }

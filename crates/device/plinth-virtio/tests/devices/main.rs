@@ -5,4 +5,5 @@ mod blk;
 mod console;
 mod driver;
 mod net;
+mod pci;
 mod rng;
