@@ -16,7 +16,7 @@ mod op;
 
 pub use block::{Block, BlockBuilder, Label, LabelId};
 pub use isa::{
-    Access, AccessKind, Cpu, CpuEnv, Exception, Helper, HelperFn, HelperResult, Isa, Layout, LiftError,
-    LiftRequest, Mode, PhysFault, SlotClass, SlotInfo, Translation,
+    Access, AccessKind, AddressSpace, Cpu, CpuEnv, Exception, Helper, HelperFn, HelperResult, Isa, Layout,
+    LiftError, LiftRequest, Mode, PhysFault, SlotClass, SlotInfo, Translation,
 };
 pub use op::{AmoOp, Code, Cond, FpCond, Lane, Op, Round, Ty, Val, VecOp, flags};
