@@ -3,6 +3,8 @@
 mod backend;
 mod error;
 mod forward;
+#[doc(hidden)]
+pub mod fuzzing;
 mod user;
 
 pub use backend::{

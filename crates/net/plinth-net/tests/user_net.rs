@@ -480,7 +480,7 @@ fn a_reset_card_forgets_its_flows() {
 fn an_isolated_guest_reaches_nothing() {
     let (listener, port) = listen();
     listener.set_nonblocking(true).unwrap();
-    let config = UserNetConfig { isolated: true, ..Default::default() };
+    let config = UserNetConfig { outside: false, host_loopback: false, ..Default::default() };
     let mut guest = Guest::new(&config, Offloads::NONE);
     let handle = guest.connect((GATEWAY, port), 4000);
     guest.until("reset", |guest| guest.tcp(handle).state() == tcp::State::Closed);

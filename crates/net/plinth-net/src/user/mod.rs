@@ -12,7 +12,7 @@ mod slab;
 mod tcp;
 mod udp;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
@@ -99,6 +99,11 @@ impl UserNet {
         &self.forwards
     }
 
+    /// Lets the gateway's address stand for another address of the host's.
+    pub(crate) fn set_host_addr(&mut self, addr: Ipv4Addr) {
+        self.net.lan.host_addr = addr;
+    }
+
     /// Drops all that depends on the guest's driver.
     fn restart(&mut self) {
         self.tcp.reset();
@@ -110,7 +115,7 @@ impl UserNet {
         self.udp.rescan(&mut self.net);
     }
 
-    fn learn(&mut self, addr: std::net::Ipv4Addr, mac: EthernetAddress) {
+    fn learn(&mut self, addr: Ipv4Addr, mac: EthernetAddress) {
         if self.net.lan.learn(addr, mac) {
             self.tcp.on_neighbor(&mut self.net);
         }
