@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use crate::{
-    FrameChecksum, FrameMeta, Gso, GsoKind, MAX_FRAME, NetBackend, Offloads, SendOutcome, UserNet,
-    UserNetConfig,
+    FrameChecksum, FrameMeta, Gso, GsoKind, MAX_FRAME, NetBackend, Offloads, PortForward, SendOutcome,
+    Transport, UserNet, UserNetConfig,
 };
 
 /// A loopback address of the fuzzer's own, so that no frame reaches a server of the host by its port.
@@ -20,7 +20,7 @@ const DESTINATION_PORT: usize = 36;
 struct Harness {
     net: UserNet,
     listener: TcpListener,
-    accepted: Vec<TcpStream>,
+    streams: Vec<TcpStream>,
     /// Holds the port on which datagrams are taken.
     _udp: UdpSocket,
     tcp_port: u16,
@@ -36,6 +36,12 @@ impl Harness {
         udp.set_nonblocking(true)?;
         let config = UserNetConfig {
             outside: false,
+            forwards: vec![PortForward {
+                transport: Transport::Tcp,
+                host: SocketAddr::from((HOST, 0)),
+                guest_addr: None,
+                guest_port: 22,
+            }],
             resolvers: Some(vec![SocketAddr::from((HOST, 9))]),
             search_domains: Some(vec!["fuzz.example".into()]),
             ..Default::default()
@@ -48,7 +54,7 @@ impl Harness {
         Ok(Self {
             net,
             listener,
-            accepted: Vec::new(),
+            streams: Vec::new(),
             _udp: udp,
             tcp_port,
             udp_port,
@@ -56,14 +62,16 @@ impl Harness {
         })
     }
 
-    /// Leads TCP and UDP packets to the servers most of the time: a fuzzer does not guess ports.
+    /// Leads TCP and UDP packets to low ports to the servers: a fuzzer does not guess theirs.
     fn aim(&self, frame: &mut [u8]) {
         let port = match frame.get(PROTOCOL) {
             Some(6) => self.tcp_port,
             Some(17) if frame.get(DESTINATION_PORT + 1) != Some(&67) => self.udp_port,
             _ => return,
         };
-        if let Some(field) = frame.get_mut(DESTINATION_PORT..DESTINATION_PORT + 2) {
+        if let Some(field) = frame.get_mut(DESTINATION_PORT..DESTINATION_PORT + 2)
+            && field[0] < 0x80
+        {
             field.copy_from_slice(&port.to_be_bytes());
         }
     }
@@ -78,21 +86,28 @@ impl Harness {
         }
     }
 
-    /// Servers that talk, echo and hang up.
+    /// Servers and clients that talk, echo and hang up.
     fn serve(&mut self) {
+        if self.streams.len() < 4
+            && let Ok(mut stream) = TcpStream::connect(self.net.forwards()[0].1)
+            && stream.set_nonblocking(true).is_ok()
+        {
+            let _ = stream.write(&[1; 3000]);
+            self.streams.push(stream);
+        }
         if let Ok((stream, _)) = self.listener.accept()
             && stream.set_nonblocking(true).is_ok()
         {
-            self.accepted.push(stream);
+            self.streams.push(stream);
         }
         let mut data = [0; 512];
-        for stream in &mut self.accepted {
+        for stream in &mut self.streams {
             if let Ok(len) = stream.read(&mut data) {
                 let _ = stream.write(&data[..len]);
             }
         }
-        if self.accepted.len() > 8 {
-            self.accepted.remove(0);
+        if self.streams.len() > 8 {
+            self.streams.remove(0);
         }
     }
 }
@@ -201,19 +216,23 @@ mod tests {
     fn tcp(random: &mut Random, seen: Option<&[u8]>) -> Vec<u8> {
         let seen = seen.and_then(|frame| TcpPacket::new_checked(frame.get(34..)?).ok());
         let data = [7; 600];
+        let called = seen.as_ref().is_some_and(|seen| seen.syn() && !seen.ack());
         let control = match random.below(12) {
+            0..6 if called => TcpControl::Syn,
             0..3 => TcpControl::Syn,
             3 => TcpControl::Rst,
             4..6 => TcpControl::Fin,
             _ => TcpControl::Psh,
         };
-        let ack = seen.as_ref().filter(|_| control != TcpControl::Syn);
+        let ack = seen.as_ref().filter(|_| called || control != TcpControl::Syn);
         let repr = TcpRepr {
             src_port: ack.map_or(4000 + random.below(8) as u16, |seen| seen.dst_port()),
-            dst_port: 0,
+            dst_port: ack.map_or(0, |seen| seen.src_port()),
             control,
-            seq_number: ack.map_or(TcpSeqNumber(1), |seen| seen.ack_number()),
-            ack_number: ack.map(|seen| seen.seq_number() + seen.segment_len()),
+            seq_number: ack.filter(|seen| seen.ack()).map_or(TcpSeqNumber(1), |seen| seen.ack_number()),
+            ack_number: ack
+                .filter(|_| random.below(16) != 0)
+                .map(|seen| seen.seq_number() + seen.segment_len()),
             window_len: random.below(65536) as u16,
             window_scale: (control == TcpControl::Syn).then_some(random.below(20) as u8),
             max_seg_size: (control == TcpControl::Syn).then_some(random.below(2000) as u16),

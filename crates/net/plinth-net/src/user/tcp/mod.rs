@@ -152,8 +152,15 @@ impl TcpNat {
             guest: SocketAddr::new(header.src_addr.into(), tcp.src_port()),
             remote: SocketAddr::new(header.dst_addr.into(), tcp.dst_port()),
         };
+        let starts = tcp.syn() && !tcp.ack() && !tcp.rst();
+        if starts
+            && let Some(&id) = self.by_key.get(&key)
+            && self.flows.get_mut(id).is_some_and(Flow::is_stale)
+        {
+            self.remove(id, Verdict::Broken);
+        }
         let Some(&id) = self.by_key.get(&key) else {
-            if tcp.syn() && !tcp.ack() && !tcp.rst() {
+            if starts {
                 self.open(net, key, packet, header, segment);
             } else if !tcp.rst() {
                 send_reset(net, header, &tcp);
@@ -168,7 +175,7 @@ impl TcpNat {
             Phase::Connecting { .. } | Phase::Unresolved | Phase::Draining { .. } => {}
             Phase::Open(_) => {
                 let mut frame = vec![0; ETHERNET_HEADER + REPLY_ROOM];
-                if let Some(sent) = flow.on_guest_packet(net, packet, &mut frame[ETHERNET_HEADER..]) {
+                if let Some(sent) = flow.on_guest_packet(net, packet, &tcp, &mut frame[ETHERNET_HEADER..]) {
                     push_reply(net, key, frame, &sent);
                 }
                 self.mark(id);
@@ -384,13 +391,14 @@ impl TcpNat {
             refuse(net, &header, packet.payload(), &error);
             return self.remove(id, Verdict::Broken);
         }
+        let Ok(segment) = TcpPacket::new_checked(packet.payload()) else { return };
         let config = stack_config(net, max_segment_size(&header, packet.payload()), live);
         let Some(stack) = Stack::listen(flow.key.remote, &config, net.stack_now()) else {
             return self.remove(id, Verdict::Broken);
         };
         flow.phase = Phase::Open(Box::new(stack));
         let mut frame = vec![0; ETHERNET_HEADER + REPLY_ROOM];
-        if let Some(sent) = flow.on_guest_packet(net, &syn, &mut frame[ETHERNET_HEADER..]) {
+        if let Some(sent) = flow.on_guest_packet(net, &syn, &segment, &mut frame[ETHERNET_HEADER..]) {
             push_reply(net, flow.key, frame, &sent);
         }
         self.mark(id);
