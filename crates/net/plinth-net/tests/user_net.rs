@@ -402,8 +402,10 @@ fn forwarded_tcp_port_waits_for_the_guest() {
         stream.read_exact(&mut reply).unwrap();
         assert_eq!(&reply, b"world");
     });
-    // The client is there before the guest has an address.
+    // The client is there before the guest's driver has started the card, and before it has an address.
     guest.idle(Duration::from_millis(200));
+    guest.net.reset();
+    guest.net.set_offloads(TSO);
     guest.configure();
     let handle = guest.add_tcp(1 << 16);
     guest.tcp(handle).listen(22).unwrap();

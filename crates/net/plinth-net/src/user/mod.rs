@@ -106,13 +106,12 @@ impl UserNet {
 
     /// Drops all that depends on the guest's driver.
     fn restart(&mut self) {
-        self.tcp.reset();
-        self.udp.reset();
-        self.ping.reset();
-        self.reassembler.clear();
         self.net.reset();
-        self.tcp.rescan(&mut self.net);
-        self.udp.rescan(&mut self.net);
+        self.dhcp.reset();
+        self.reassembler.clear();
+        self.tcp.reset(&mut self.net);
+        self.udp.reset(&mut self.net);
+        self.ping.reset(&mut self.net);
     }
 
     fn learn(&mut self, addr: Ipv4Addr, mac: EthernetAddress) {
