@@ -140,6 +140,14 @@ impl Control {
         self.changed.notify_all();
     }
 
+    /// Waits until the vCPU runs no guest code.
+    pub fn wait_outside(&self) {
+        let mut s = self.lock();
+        while !s.outside {
+            s = self.changed.wait(s).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// Sleeps until something is asked, an input is high, or `until`.
     pub fn sleep(&self, until: Option<Instant>, awake: impl Fn() -> bool) {
         let mut s = self.lock();
