@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use plinth_ir::{Access, AccessKind, AmoOp, Code, Exception, Ty, flags};
+use plinth_codegen::frame::tlb_index;
+use plinth_ir::interp::Atomic;
+use plinth_ir::{Access, AccessKind, Exception, Ty, eval_amo, extend};
 
 use crate::core::{Core, ram_read, ram_write};
 use crate::frame::field;
@@ -15,30 +17,6 @@ struct Place {
     gpa: u64,
     /// Host address, if it is RAM.
     hva: Option<*mut u8>,
-}
-
-/// Extends the low `ty` bits of `v` as `flags` asks.
-pub fn extend(v: u64, ty: Ty, op_flags: u8) -> u64 {
-    let bits = ty.bits().min(64);
-    let sh = 64 - bits;
-    if op_flags & flags::SEXT != 0 { (((v << sh) as i64) >> sh) as u64 } else { v << sh >> sh }
-}
-
-/// What an atomic memory operation leaves in memory; `old` and `b` are `ty` wide.
-pub fn amo_result(op: AmoOp, ty: Ty, old: u64, b: u64) -> u64 {
-    let s = |v: u64| extend(v, ty, flags::SEXT) as i64;
-    let z = |v: u64| extend(v, ty, 0);
-    match op {
-        AmoOp::Swap => b,
-        AmoOp::Add => old.wrapping_add(b),
-        AmoOp::And => old & b,
-        AmoOp::Or => old | b,
-        AmoOp::Xor => old ^ b,
-        AmoOp::MinS => s(old).min(s(b)) as u64,
-        AmoOp::MaxS => s(old).max(s(b)) as u64,
-        AmoOp::MinU => z(old).min(z(b)),
-        AmoOp::MaxU => z(old).max(z(b)),
-    }
 }
 
 /// Compares and swaps `bytes` aligned bytes; returns what was there, zero-extended.
@@ -77,6 +55,40 @@ impl Core {
 
     fn access(&self, va: u64, kind: AccessKind) -> Access {
         Access { va, kind, mmu: self.mode.data() }
+    }
+
+    /// As [`Core::read`], by way of the TLB's fast path.
+    #[inline]
+    pub fn fast_read(&mut self, va: u64, bytes: u32) -> Result<u64, Exception> {
+        let mmu = self.mode.data();
+        let e = field!(self.frame, tlb[mmu][tlb_index(va)]);
+        let aligned = va & u64::from(bytes - 1) == 0;
+        if aligned && e.read == (va & !(PAGE - 1)) | field!(self.frame, tokens[mmu]) {
+            // SAFETY: the entry says that this page's RAM is there; the access is aligned and so inside it.
+            return Ok(unsafe { ram_read(va.wrapping_add(e.addend) as *mut u8, bytes) });
+        }
+        self.read(va, bytes)
+    }
+
+    /// As [`Core::write`], by way of the TLB's fast path.
+    #[inline]
+    pub fn fast_write(&mut self, va: u64, bytes: u32, value: u64) -> Result<(), Exception> {
+        let mmu = self.mode.data();
+        let e = field!(self.frame, tlb[mmu][tlb_index(va)]);
+        let aligned = va & u64::from(bytes - 1) == 0;
+        if aligned && e.write == (va & !(PAGE - 1)) | field!(self.frame, tokens[mmu]) {
+            // SAFETY: the entry says that this page's RAM may be written; the access is aligned and so inside it.
+            unsafe { ram_write(va.wrapping_add(e.addend) as *mut u8, bytes, value) };
+            return Ok(());
+        }
+        self.write(va, bytes, value)
+    }
+
+    /// Writes 16 bytes, or none.
+    pub fn write_v128(&mut self, va: u64, value: [u64; 2]) -> Result<(), Exception> {
+        self.place(va.wrapping_add(15), AccessKind::Write)?;
+        self.write(va, 8, value[0])?;
+        self.write(va.wrapping_add(8), 8, value[1])
     }
 
     /// Reads `bytes` (1, 2, 4 or 8) bytes at `va`.
@@ -139,14 +151,14 @@ impl Core {
         }
     }
 
-    /// An atomic operation; returns what its destination gets.
-    pub fn atomic(&mut self, code: Code, ty: Ty, sub: u8, op_flags: u8, va: u64, b: u64, c: u64) -> Result<u64, Exception> {
+    /// An atomic operation; returns what its destination gets, zero-extended.
+    pub fn atomic(&mut self, va: u64, op: Atomic, ty: Ty, b: u64, c: u64) -> Result<u64, Exception> {
         let bytes = ty.bytes().min(8);
-        let kind = if code == Code::LoadReserved { AccessKind::Read } else { AccessKind::Write };
+        let kind = if op == Atomic::LoadReserved { AccessKind::Read } else { AccessKind::Write };
         if va & u64::from(bytes - 1) != 0 {
             return Err(self.shared.isa.misaligned(self.access(va, kind)));
         }
-        if code == Code::StoreCond {
+        if op == Atomic::StoreCond {
             let reserved = std::mem::replace(&mut field!(self.frame, reserved_va), u64::MAX);
             if reserved != va {
                 return Ok(1);
@@ -156,39 +168,32 @@ impl Core {
         let Some(p) = place.hva else {
             return Err(self.shared.isa.access_fault(self.access(va, kind)));
         };
-        let narrow = |v: u64| extend(v, ty, 0);
-        // SAFETY (for all below): RAM of that page, aligned as checked.
-        let result = match code {
-            Code::LoadReserved => {
-                // SAFETY: see above.
-                let v = unsafe { ram_read(p, bytes) };
+        let narrow = |v: u64| extend(ty, false, v);
+        // SAFETY: RAM of that page, aligned as checked; so for all accesses below.
+        let old = unsafe { ram_read(p, bytes) };
+        let result = match op {
+            Atomic::LoadReserved => {
                 field!(self.frame, reserved_va) = va;
-                field!(self.frame, reserved_value) = v;
-                return Ok(extend(v, ty, op_flags));
+                field!(self.frame, reserved_value) = old;
+                return Ok(old);
             }
-            Code::StoreCond => {
-                let old = narrow(field!(self.frame, reserved_value));
+            Atomic::StoreCond => {
+                let expected = narrow(field!(self.frame, reserved_value));
                 // SAFETY: see above.
-                u64::from(unsafe { ram_cas(p, bytes, old, narrow(b)) } != old)
+                u64::from(unsafe { ram_cas(p, bytes, expected, narrow(b)) } != expected)
             }
-            Code::Cas => {
-                // SAFETY: see above.
-                extend(unsafe { ram_cas(p, bytes, narrow(b), narrow(c)) }, ty, op_flags)
-            }
-            _ => {
-                let op = AmoOp::from_u8(sub).unwrap_or(AmoOp::Swap);
-                // SAFETY: see above.
-                let mut old = unsafe { ram_read(p, bytes) };
+            // SAFETY: see above.
+            Atomic::Cas => unsafe { ram_cas(p, bytes, narrow(b), narrow(c)) },
+            Atomic::Amo(amo) => {
+                let mut old = old;
                 loop {
-                    let new = narrow(amo_result(op, ty, old, narrow(b)));
                     // SAFETY: see above.
-                    let seen = unsafe { ram_cas(p, bytes, old, new) };
+                    let seen = unsafe { ram_cas(p, bytes, old, eval_amo(amo, ty, old, b)) };
                     if seen == old {
-                        break;
+                        break old;
                     }
                     old = seen;
                 }
-                extend(old, ty, op_flags)
             }
         };
         self.written(va, place.gpa, bytes);

@@ -10,7 +10,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use plinth_codegen::{CodeMemory, ExitSite};
-use plinth_ir::interp::Prepared;
+use plinth_ir::interp::Program;
 
 const PAGE: u64 = 4096;
 
@@ -53,7 +53,7 @@ pub enum Body {
     /// Host code to enter.
     Host(u64),
     /// IR, and the operation to start at.
-    Ir(Arc<Prepared>),
+    Ir(Arc<Program>),
 }
 
 struct Entry {

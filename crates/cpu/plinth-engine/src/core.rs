@@ -8,7 +8,7 @@ use plinth_clock::{NEVER, Timer};
 use plinth_ir::{Access, AccessKind, Cpu, CpuEnv, Exception, Mode, PhysFault};
 use plinth_vcpu::{IrqSink, Platform, TlbFlush};
 
-use crate::control::{Control, Request, current};
+use crate::control::{Control, Request};
 use crate::frame::{FrameMap, FramePtr, field};
 use crate::shared::Shared;
 use crate::tlb::{Page, Tlb};
@@ -267,9 +267,4 @@ impl CpuEnv for Core {
     fn instret(&self) -> u64 {
         self.shared.clock.now_ns()
     }
-}
-
-/// Asserts what the scheme of requests relies on: a vCPU's state is touched on its own thread alone.
-pub fn on_own_thread(core: &Core) -> bool {
-    current().is_some_and(|c| Arc::ptr_eq(&c, &core.control))
 }

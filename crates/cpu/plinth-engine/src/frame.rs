@@ -5,6 +5,7 @@ use std::ptr::{NonNull, addr_of, addr_of_mut};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use plinth_codegen::frame::{Frame, SLOTS};
+use plinth_ir::interp::WORDS;
 
 /// Bytes of stack for helpers that translated code calls.
 const STACK: usize = 1 << 20;
@@ -83,6 +84,12 @@ impl FramePtr {
     pub fn slots<'a>(self) -> &'a mut [u64] {
         // SAFETY: in bounds; callers keep one such borrow at a time, on the vCPU's thread.
         unsafe { std::slice::from_raw_parts_mut(addr_of_mut!((*self.0).slots).cast::<u64>(), SLOTS) }
+    }
+
+    /// All slots, and the interpreter's scratch room.
+    pub fn words<'a>(self) -> &'a mut [u64; WORDS] {
+        // SAFETY: in bounds; callers keep one such borrow at a time, on the vCPU's thread.
+        unsafe { &mut *addr_of_mut!((*self.0).slots) }
     }
 
     /// True if somebody wants the vCPU's attention.

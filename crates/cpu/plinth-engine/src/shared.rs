@@ -7,6 +7,7 @@ use plinth_ir::Isa;
 use plinth_memory::{CodeWriteSink, GuestRam};
 use plinth_vcpu::{PhysicalBus, Platform};
 
+use crate::Parts;
 use crate::code::CodeCache;
 use crate::control::{Control, Request, current};
 
@@ -38,18 +39,22 @@ pub struct Shared {
 }
 
 impl Shared {
-    #[allow(clippy::too_many_arguments)] // One of each thing that a machine has; there is one caller.
-    pub fn new(
-        isa: Arc<dyn Isa>,
-        ram: GuestRam,
-        bus: Arc<dyn PhysicalBus>,
-        platform: Arc<dyn Platform>,
-        timers: Arc<Timers>,
-        tier: Tier,
-        code: CodeCache,
-    ) -> Self {
+    pub fn new(parts: Parts, tier: Tier, code: CodeCache) -> Self {
+        let Parts { isa, ram, bus, platform, timers } = parts;
         let clock = timers.clock();
-        Self { isa, ram, bus, platform, clock, timers, tier, vcpus: RwLock::default(), code: Mutex::new(code), stopping: Mutex::new(false), stopped: Condvar::new() }
+        Self {
+            isa,
+            ram,
+            bus,
+            platform,
+            clock,
+            timers,
+            tier,
+            vcpus: RwLock::default(),
+            code: Mutex::new(code),
+            stopping: Mutex::new(false),
+            stopped: Condvar::new(),
+        }
     }
 
     pub fn code(&self) -> MutexGuard<'_, CodeCache> {

@@ -254,6 +254,11 @@ impl Tlb {
         let e = &mut field!(self.frame, jumps[jump_index(va)]);
         e.key = key;
         e.host = host;
+        self.note_jump(va);
+    }
+
+    /// A cache that goes by the jump token knows the code at `va`: a flush of its page must change the token.
+    pub fn note_jump(&mut self, va: u64) {
         let h = Self::filter_bit(va);
         self.filter[h / 64] |= 1 << (h % 64);
     }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use plinth_codegen::frame::exit;
-use plinth_codegen::{CodegenError, ExitSite, Straddle, Translator};
-use plinth_ir::interp::{self, Next, Prepared};
+use plinth_codegen::{CodegenError, EnterFn, ExitSite, Straddle, Translator};
+use plinth_ir::interp::{self, Next, Program};
 use plinth_ir::{Access, AccessKind, Block, Exception, LiftError, LiftRequest};
 use plinth_vcpu::{Register, StartState, Vcpu, VcpuControl, VcpuExit, VcpuPower};
 
 use crate::code::{Body, Key, NewUnit};
-use crate::control::set_current;
+use crate::control::{Control, set_current};
 use crate::core::{Core, MXCSR_DEFAULT};
 use crate::frame::field;
 use crate::runtime::IrMachine;
@@ -25,29 +25,27 @@ const IR_CACHE: usize = 8192;
 pub struct EngineVcpu {
     core: Box<Core>,
     translator: Option<Translator>,
+    enter: Option<EnterFn>,
     block: Block,
     /// The interpreter's cache: (address xor jump token, block).
-    ir_cache: Vec<(u64, Option<Arc<Prepared>>)>,
-    scratch: interp::Scratch,
+    ir_cache: Vec<(u64, Option<Arc<Program>>)>,
 }
 
 impl EngineVcpu {
     /// A vCPU that is off.
     pub fn new(index: u32, shared: Arc<Shared>, translator: Option<Translator>) -> std::io::Result<Self> {
-        let interpreted = shared.tier == Tier::Interpret;
         let mut core = Box::new(Core::new(index, shared)?);
         field!(core.frame, owner) = (&raw mut *core) as u64;
         field!(core.frame, guest_mxcsr) = MXCSR_DEFAULT;
-        if let Some(memory) = &core.shared.code().memory {
+        let enter = core.shared.code().memory.as_ref().map(|memory| {
             field!(core.frame, thunks) = memory.thunk_table();
-        }
-        Ok(Self {
-            core,
-            translator,
-            block: Block::default(),
-            ir_cache: vec![(0, None); if interpreted { IR_CACHE } else { 0 }],
-            scratch: interp::Scratch::default(),
-        })
+            memory.enter_fn()
+        });
+        Ok(Self { core, translator, enter, block: Block::default(), ir_cache: vec![(0, None); IR_CACHE] })
+    }
+
+    pub fn shared_control(&self) -> Arc<Control> {
+        Arc::clone(&self.core.control)
     }
 
     fn reset_to(&mut self, start: &StartState) {
@@ -218,8 +216,12 @@ impl EngineVcpu {
 
     /// The lifted block for the interpreter.
     fn interpreted(&self, shared: &Shared) -> (Vec<(u32, Body)>, Vec<ExitSite>) {
-        let prepared = Arc::new(Prepared::new(&self.block, shared.isa.layout()));
-        (vec![(self.block.start, Body::Ir(prepared))], Vec::new())
+        let program = match Program::new(&self.block, shared.isa.layout()) {
+            Ok(p) => p,
+            // A lifter that makes malformed blocks is a defect of ours that no guest can be run with.
+            Err(e) => panic!("the {} front end made a malformed block: {e}", shared.isa.name()),
+        };
+        (vec![(self.block.start, Body::Ir(Arc::new(program)))], Vec::new())
     }
 
     /// Drops all translations, with every other vCPU outside of them.
@@ -240,7 +242,10 @@ impl EngineVcpu {
         let core = &mut *self.core;
         let pc = field!(core.frame, pc);
         let gpa = self.code_gpa(pc)?;
-        let Body::Host(host) = self.body(pc, gpa)? else { return Ok(None) };
+        let (host, enter) = match (self.body(pc, gpa)?, self.enter) {
+            (Body::Host(host), Some(enter)) => (host, enter),
+            _ => return self.run_interpreted().map(|()| None),
+        };
         let core = &mut *self.core;
         if let Some(site) = link {
             core.shared.code().link(site, Key { gpa, mode: core.mode.key });
@@ -253,7 +258,7 @@ impl EngineVcpu {
         core.in_code = true;
         // SAFETY: `host` is code that the translator made for this frame's layout, and nobody frees it while
         // this vCPU is inside.
-        let reason = unsafe { plinth_codegen::enter(core.frame.0, host) };
+        let reason = unsafe { enter(core.frame.0, host) };
         core.in_code = false;
         match reason {
             exit::LINK => return Ok(Some(field!(core.frame, site))),
@@ -288,8 +293,7 @@ impl EngineVcpu {
             _ => {
                 let gpa = self.code_gpa(pc)?;
                 let Body::Ir(p) = self.body(pc, gpa)? else { return Ok(()) };
-                // For the filter of pages that a flush must know about.
-                self.core.tlb.fill_jump(pc, 0);
+                self.core.tlb.note_jump(pc);
                 self.ir_cache[slot] = (pc ^ field!(self.core.frame, jump_token), Some(Arc::clone(&p)));
                 p
             }
@@ -297,16 +301,18 @@ impl EngineVcpu {
         let base = pc & !(PAGE - 1);
         field!(self.core.frame, pc_page) = base;
         let mut machine = IrMachine { core: &mut self.core };
-        let next = interp::run(&prepared, base, &mut machine, &mut self.scratch);
+        let next = interp::run(&prepared, Program::START, base, &mut machine);
         let target = |offset: i32| base.wrapping_add_signed(offset.into());
         match next {
-            Next::Direct { pc_off } | Next::Attention { pc_off } => field!(self.core.frame, pc) = target(pc_off),
+            Next::Direct { pc_off } | Next::Attention { pc_off } => {
+                field!(self.core.frame, pc) = target(pc_off)
+            }
             Next::Indirect { pc, .. } => field!(self.core.frame, pc) = pc,
             Next::Exit { pc_off } => {
                 field!(self.core.frame, pc) = target(pc_off);
                 self.after_dispatch();
             }
-            Next::Stop => self.after_dispatch(),
+            Next::Stop { .. } => self.after_dispatch(),
         }
         Ok(())
     }

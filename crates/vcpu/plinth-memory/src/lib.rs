@@ -10,7 +10,7 @@
 pub mod io;
 mod tracker;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 pub use tracker::{CodeWriteSink, PageTracker};
 use vm_memory::bitmap::Bitmap;
@@ -160,9 +160,9 @@ impl GuestRam {
     }
 
     /// Sets who is told when a device writes to a page that holds translated code. The first call wins.
-    pub fn set_code_write_sink(&self, sink: &Arc<dyn CodeWriteSink>) {
+    pub fn set_code_write_sink(&self, sink: &Weak<dyn CodeWriteSink>) {
         for r in self.regions.iter() {
-            r.tracker.set_sink(Arc::clone(sink));
+            r.tracker.set_sink(Weak::clone(sink));
         }
     }
 }
@@ -213,7 +213,7 @@ mod tests {
         let ram = GuestRam::new(&[(0x8000_0000, 0x10000)]).unwrap();
         let seen = Arc::new(Seen(Mutex::default()));
         let sink: Arc<dyn CodeWriteSink> = seen.clone();
-        ram.set_code_write_sink(&sink);
+        ram.set_code_write_sink(&Arc::downgrade(&sink));
         ram.memory().write_obj(7u32, GuestAddress(0x8000_2000)).unwrap();
         assert!(seen.0.lock().unwrap().is_empty());
         ram.set_code(0x8000_2000, true);
