@@ -1,0 +1,224 @@
+//! Putting a machine together from its board's table.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use plinth_clock::Timers;
+use plinth_device::{Bus, CharBackend, Device, IrqLine, IrqSink, MmioDevice, Range};
+use plinth_memory::GuestRam;
+use plinth_platform::EventSink;
+use plinth_vcpu::VcpuControl;
+
+use crate::Error;
+use crate::board::{Board, CpuModel, Site};
+use crate::tree::Tree;
+
+/// What a machine is made from, besides its board.
+pub struct Resources {
+    /// RAM, one region at the board's start.
+    pub ram: GuestRam,
+    /// The address map that the vCPUs already use; empty.
+    pub bus: Arc<Bus>,
+    /// Its timer thread.
+    pub timers: Arc<Timers>,
+    /// Its vCPUs by index.
+    pub vcpus: Vec<Arc<dyn VcpuControl>>,
+    /// What the guest is told of its CPUs; `None`: the board's default.
+    pub cpu: Option<CpuModel>,
+    /// Where machine-wide events go.
+    pub events: EventSink,
+    /// Host sides of the serial lines, for the board's UARTs in order. Lines without one are not built.
+    pub serials: Vec<Arc<dyn CharBackend>>,
+}
+
+/// A machine while its parts are made.
+pub struct Assembly {
+    /// The board.
+    pub board: &'static Board,
+    /// RAM.
+    pub ram: GuestRam,
+    /// The address map.
+    pub bus: Arc<Bus>,
+    /// The timer thread.
+    pub timers: Arc<Timers>,
+    /// vCPUs by index.
+    pub vcpus: Vec<Arc<dyn VcpuControl>>,
+    /// What the guest is told of its CPUs.
+    pub cpu: CpuModel,
+    /// Where machine-wide events go.
+    pub events: EventSink,
+    serials: VecDeque<Arc<dyn CharBackend>>,
+    interrupts: Option<Arc<dyn IrqSink>>,
+    devices: Vec<Arc<dyn Device>>,
+    /// Names of the sites that were built.
+    built: Vec<&'static str>,
+}
+
+impl Assembly {
+    /// Input `line` of the vCPU `cpu`.
+    ///
+    /// # Errors
+    /// There is no such vCPU.
+    pub fn cpu_line(&self, site: &Site, cpu: usize, line: u32) -> Result<IrqLine, Error> {
+        let control = self.vcpus.get(cpu).ok_or(Error::Board { site: site.name, what: "a CPU" })?;
+        let sink: Arc<dyn IrqSink> = control.clone();
+        Ok(IrqLine::new(sink, line))
+    }
+
+    /// Line `line` of the board's interrupt controller.
+    ///
+    /// # Errors
+    /// No interrupt controller has been built yet.
+    pub fn irq_line(&self, site: &Site, line: u32) -> Result<IrqLine, Error> {
+        let sink = self.interrupts.as_ref().ok_or(Error::Board { site: site.name, what: "a controller" })?;
+        Ok(IrqLine::new(Arc::clone(sink), line))
+    }
+
+    /// Makes `sink` the board's interrupt controller.
+    pub fn set_interrupts(&mut self, sink: Arc<dyn IrqSink>) {
+        self.interrupts = Some(sink);
+    }
+
+    /// The next host side of a serial line.
+    pub fn take_serial(&mut self) -> Option<Arc<dyn CharBackend>> {
+        self.serials.pop_front()
+    }
+
+    /// Puts a device on the bus at `range` and under the machine's reset.
+    ///
+    /// # Errors
+    /// The addresses are taken.
+    pub fn place<D: MmioDevice + Device + 'static>(
+        &mut self,
+        site: &Site,
+        range: Range,
+        device: Arc<D>,
+    ) -> Result<(), Error> {
+        self.bus
+            .insert(range, device.clone())
+            .map_err(|source| Error::Bus { site: site.name.to_owned(), source })?;
+        self.devices.push(device);
+        self.note(site);
+        Ok(())
+    }
+
+    /// Puts a device that is on no address under the machine's reset.
+    pub fn own(&mut self, device: Arc<dyn Device>) {
+        self.devices.push(device);
+    }
+
+    /// Says that `site` is there, so that it is described to the guest.
+    pub fn note(&mut self, site: &Site) {
+        if !self.is_built(site) {
+            self.built.push(site.name);
+        }
+    }
+
+    fn is_built(&self, site: &Site) -> bool {
+        self.built.contains(&site.name)
+    }
+}
+
+/// A machine: its board, its RAM, its devices. vCPUs belong to whoever runs it.
+pub struct Machine {
+    assembly: Assembly,
+}
+
+impl Machine {
+    /// Makes all parts of the board's table, in its order.
+    ///
+    /// # Errors
+    /// A limit of the board is exceeded, or a part could not be made.
+    pub fn new(board: &'static Board, resources: Resources) -> Result<Self, Error> {
+        let Resources { ram, bus, timers, vcpus, cpu, events, serials } = resources;
+        check_limit(board, "CPUs", board.max_cpus.into(), vcpus.len() as u64)?;
+        check_limit(board, "bytes of memory", board.ram_max, ram.size())?;
+        let mut assembly = Assembly {
+            board,
+            ram,
+            bus,
+            timers,
+            vcpus,
+            cpu: cpu.unwrap_or_else(board.default_cpu),
+            events,
+            serials: serials.into(),
+            interrupts: None,
+            devices: Vec::new(),
+            built: Vec::new(),
+        };
+        for site in board.sites {
+            site.part.build(site, &mut assembly)?;
+        }
+        if !assembly.serials.is_empty() {
+            return Err(Error::NoSlot("serial line"));
+        }
+        Ok(Self { assembly })
+    }
+
+    /// The board.
+    #[must_use]
+    pub fn board(&self) -> &'static Board {
+        self.assembly.board
+    }
+
+    /// RAM.
+    #[must_use]
+    pub fn ram(&self) -> &GuestRam {
+        &self.assembly.ram
+    }
+
+    /// All devices back to their state after power-on. No vCPU may run.
+    pub fn reset(&self) {
+        for d in &self.assembly.devices {
+            d.reset();
+        }
+    }
+
+    /// The device tree, with what `chosen` puts into the node of that name.
+    ///
+    /// # Errors
+    /// The tree writer refused.
+    pub fn device_tree(&self, chosen: impl FnOnce(&mut Tree) -> Result<(), Error>) -> Result<Vec<u8>, Error> {
+        let Assembly { board, ram, .. } = &self.assembly;
+        let mut tree = Tree::new(board.interrupt_trigger)?;
+        let sites = || board.sites.iter().filter(|s| self.assembly.is_built(s));
+        tree.node("", |t| {
+            t.text("compatible", board.compatible)?;
+            t.text("model", board.compatible)?;
+            t.cells("#address-cells", &[2])?;
+            t.cells("#size-cells", &[2])?;
+            t.node("chosen", |t| {
+                t.text("stdout-path", board.stdout_path)?;
+                chosen(t)
+            })?;
+            for r in ram.regions() {
+                t.node(&format!("memory@{:x}", r.gpa), |t| {
+                    t.text("device_type", "memory")?;
+                    t.reg(&[Range { start: r.gpa, len: r.len }])
+                })?;
+            }
+            (board.describe_cpus)(&self.assembly, t)?;
+            for site in sites() {
+                site.part.describe_root(site, t)?;
+            }
+            t.node("soc", |t| {
+                t.text("compatible", "simple-bus")?;
+                t.cells("#address-cells", &[2])?;
+                t.cells("#size-cells", &[2])?;
+                t.flag("ranges")?;
+                for site in sites() {
+                    site.part.describe(site, &self.assembly, t)?;
+                }
+                Ok(())
+            })
+        })?;
+        tree.finish()
+    }
+}
+
+fn check_limit(board: &'static Board, what: &'static str, max: u64, asked: u64) -> Result<(), Error> {
+    if asked > max {
+        return Err(Error::TooMany { board: board.name, what, max, asked });
+    }
+    Ok(())
+}

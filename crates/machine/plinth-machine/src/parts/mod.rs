@@ -1,0 +1,14 @@
+//! Kinds of parts that boards are made of: how each is built from its line of the table and described to
+//! the guest. A new kind is a new module here and lines in the boards that have it.
+
+mod aclint;
+mod plic;
+mod rtc;
+mod test_device;
+mod uart;
+
+pub use aclint::AclintPart;
+pub use plic::PlicPart;
+pub use rtc::RtcPart;
+pub use test_device::TestPart;
+pub use uart::UartPart;
