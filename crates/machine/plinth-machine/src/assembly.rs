@@ -6,12 +6,21 @@ use std::sync::Arc;
 use plinth_clock::Timers;
 use plinth_device::{Bus, CharBackend, Device, IrqLine, IrqSink, MmioDevice, Range};
 use plinth_memory::GuestRam;
+use plinth_pci::PciFunction;
 use plinth_platform::EventSink;
 use plinth_vcpu::VcpuControl;
 
 use crate::Error;
 use crate::board::{Board, CpuModel, Site};
 use crate::tree::Tree;
+
+/// A device on an address, under the machine's reset.
+pub trait BoardDevice: MmioDevice + Device {}
+
+impl<T: MmioDevice + Device> BoardDevice for T {}
+
+/// Makes a device once its interrupt line is known; an error says why it could not.
+pub type MakeDevice = Box<dyn FnOnce(IrqLine) -> Result<Arc<dyn BoardDevice>, String>>;
 
 /// What a machine is made from, besides its board.
 pub struct Resources {
@@ -29,6 +38,10 @@ pub struct Resources {
     pub events: EventSink,
     /// Host sides of the serial lines, for the board's UARTs in order. Lines without one are not built.
     pub serials: Vec<Arc<dyn CharBackend>>,
+    /// PCI functions, in the order of their slots.
+    pub pci: Vec<Arc<dyn PciFunction>>,
+    /// Virtio devices on the memory-mapped transport, in the order of the board's places.
+    pub virtio_mmio: Vec<MakeDevice>,
 }
 
 /// A machine while its parts are made.
@@ -48,10 +61,12 @@ pub struct Assembly {
     /// Where machine-wide events go.
     pub events: EventSink,
     serials: VecDeque<Arc<dyn CharBackend>>,
+    pci: Vec<Arc<dyn PciFunction>>,
+    mmio: VecDeque<MakeDevice>,
     interrupts: Option<Arc<dyn IrqSink>>,
     devices: Vec<Arc<dyn Device>>,
-    /// Names of the sites that were built.
-    built: Vec<&'static str>,
+    /// First address of each site that was built.
+    built: Vec<u64>,
 }
 
 impl Assembly {
@@ -84,16 +99,21 @@ impl Assembly {
         self.serials.pop_front()
     }
 
+    /// All PCI functions that have no slot yet.
+    pub fn take_pci(&mut self) -> Vec<Arc<dyn PciFunction>> {
+        std::mem::take(&mut self.pci)
+    }
+
+    /// The maker of the next virtio device on the memory-mapped transport.
+    pub fn take_mmio(&mut self) -> Option<MakeDevice> {
+        self.mmio.pop_front()
+    }
+
     /// Puts a device on the bus at `range` and under the machine's reset.
     ///
     /// # Errors
     /// The addresses are taken.
-    pub fn place<D: MmioDevice + Device + 'static>(
-        &mut self,
-        site: &Site,
-        range: Range,
-        device: Arc<D>,
-    ) -> Result<(), Error> {
+    pub fn place(&mut self, site: &Site, range: Range, device: Arc<dyn BoardDevice>) -> Result<(), Error> {
         self.bus
             .insert(range, device.clone())
             .map_err(|source| Error::Bus { site: site.name.to_owned(), source })?;
@@ -109,13 +129,11 @@ impl Assembly {
 
     /// Says that `site` is there, so that it is described to the guest.
     pub fn note(&mut self, site: &Site) {
-        if !self.is_built(site) {
-            self.built.push(site.name);
-        }
+        self.built.extend(site.reg.first().map(|r| r.start));
     }
 
     fn is_built(&self, site: &Site) -> bool {
-        self.built.contains(&site.name)
+        site.reg.first().is_some_and(|r| self.built.contains(&r.start))
     }
 }
 
@@ -130,7 +148,7 @@ impl Machine {
     /// # Errors
     /// A limit of the board is exceeded, or a part could not be made.
     pub fn new(board: &'static Board, resources: Resources) -> Result<Self, Error> {
-        let Resources { ram, bus, timers, vcpus, cpu, events, serials } = resources;
+        let Resources { ram, bus, timers, vcpus, cpu, events, serials, pci, virtio_mmio } = resources;
         check_limit(board, "CPUs", board.max_cpus.into(), vcpus.len() as u64)?;
         check_limit(board, "bytes of memory", board.ram_max, ram.size())?;
         let mut assembly = Assembly {
@@ -142,6 +160,8 @@ impl Machine {
             cpu: cpu.unwrap_or_else(board.default_cpu),
             events,
             serials: serials.into(),
+            pci,
+            mmio: virtio_mmio.into(),
             interrupts: None,
             devices: Vec::new(),
             built: Vec::new(),
@@ -151,6 +171,12 @@ impl Machine {
         }
         if !assembly.serials.is_empty() {
             return Err(Error::NoSlot("serial line"));
+        }
+        if !assembly.mmio.is_empty() {
+            return Err(Error::NoSlot("place for a virtio-mmio device"));
+        }
+        if !assembly.pci.is_empty() {
+            return Err(Error::NoSlot("PCI slot"));
         }
         Ok(Self { assembly })
     }

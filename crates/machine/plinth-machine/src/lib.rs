@@ -14,7 +14,7 @@ mod load;
 mod parts;
 mod tree;
 
-pub use assembly::{Assembly, Machine, Resources};
+pub use assembly::{Assembly, BoardDevice, Machine, MakeDevice, Resources};
 pub use boot::{BootEntry, BootFile, BootSources, Loaded};
 pub use error::Error;
 pub use load::{Compression, ImageHeader, Kind, identify};

@@ -8,7 +8,7 @@ use plinth_vcpu::StartState;
 use super::cpu_controller;
 use crate::assembly::Assembly;
 use crate::board::{Board, CpuModel, CpuPins, CpuProperty, Site};
-use crate::parts::{AclintPart, PlicPart, RtcPart, TestPart, UartPart};
+use crate::parts::{AclintPart, PciePart, PlicPart, RtcPart, TestPart, UartPart, VirtioMmioPart};
 use crate::tree::Tree;
 use crate::{BootEntry, Error, isa};
 
@@ -28,6 +28,10 @@ const MACHINE: u64 = 3;
 
 const fn at(start: u64, len: u64) -> Range {
     Range { start, len }
+}
+
+const fn virtio(reg: &'static [Range], irqs: &'static [u32]) -> Site {
+    Site { part: &VirtioMmioPart, name: "virtio_mmio", reg, irqs }
 }
 
 /// The board.
@@ -52,7 +56,7 @@ pub static BOARD: Board = Board {
     next_stage,
 };
 
-static SITES: [Site; 5] = [
+static SITES: [Site; 14] = [
     Site {
         part: &PlicPart { compatible: &["sifive,plic-1.0.0", "riscv,plic0"] },
         name: "plic",
@@ -72,6 +76,20 @@ static SITES: [Site; 5] = [
         name: "serial",
         reg: &[at(0x1000_0000, Uart::SIZE)],
         irqs: &[10],
+    },
+    virtio(&[at(0x1000_1000, 0x1000)], &[1]),
+    virtio(&[at(0x1000_2000, 0x1000)], &[2]),
+    virtio(&[at(0x1000_3000, 0x1000)], &[3]),
+    virtio(&[at(0x1000_4000, 0x1000)], &[4]),
+    virtio(&[at(0x1000_5000, 0x1000)], &[5]),
+    virtio(&[at(0x1000_6000, 0x1000)], &[6]),
+    virtio(&[at(0x1000_7000, 0x1000)], &[7]),
+    virtio(&[at(0x1000_8000, 0x1000)], &[8]),
+    Site {
+        part: &PciePart { high_window: 0x4_0000_0000 },
+        name: "pci",
+        reg: &[at(0x3000_0000, 0x1000_0000), at(0x4000_0000, 0x4000_0000)],
+        irqs: &[32, 33, 34, 35],
     },
 ];
 
