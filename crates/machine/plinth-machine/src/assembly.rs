@@ -20,7 +20,7 @@ pub trait BoardDevice: MmioDevice + Device {}
 impl<T: MmioDevice + Device> BoardDevice for T {}
 
 /// Makes a device once its interrupt line is known; an error says why it could not.
-pub type MakeDevice = Box<dyn FnOnce(IrqLine) -> Result<Arc<dyn BoardDevice>, String>>;
+pub type MakeDevice = Box<dyn FnOnce(IrqLine) -> Result<Arc<dyn BoardDevice>, String> + Send>;
 
 /// What a machine is made from, besides its board.
 pub struct Resources {
@@ -149,8 +149,7 @@ impl Machine {
     /// A limit of the board is exceeded, or a part could not be made.
     pub fn new(board: &'static Board, resources: Resources) -> Result<Self, Error> {
         let Resources { ram, bus, timers, vcpus, cpu, events, serials, pci, virtio_mmio } = resources;
-        check_limit(board, "CPUs", board.max_cpus.into(), vcpus.len() as u64)?;
-        check_limit(board, "bytes of memory", board.ram_max, ram.size())?;
+        board.check(ram.size(), u32::try_from(vcpus.len()).unwrap_or(u32::MAX))?;
         let mut assembly = Assembly {
             board,
             ram,
@@ -242,9 +241,13 @@ impl Machine {
     }
 }
 
-fn check_limit(board: &'static Board, what: &'static str, max: u64, asked: u64) -> Result<(), Error> {
-    if asked > max {
-        return Err(Error::TooMany { board: board.name, what, max, asked });
+impl Drop for Machine {
+    /// The bus is shared with the vCPUs, which devices reach through their interrupt lines: taking the
+    /// devices off it opens that circle.
+    fn drop(&mut self) {
+        self.reset();
+        for &start in &self.assembly.built {
+            self.assembly.bus.remove(start);
+        }
     }
-    Ok(())
 }

@@ -138,3 +138,17 @@ pub struct Board {
     /// What a firmware image of this board may want to be told of the next stage, as bytes in RAM.
     pub next_stage: fn(next: u64) -> Vec<u8>,
 }
+
+impl Board {
+    /// Checks a machine's size against the board's limits: `memory` in bytes.
+    ///
+    /// # Errors
+    /// [`Error::TooMany`].
+    pub fn check(&self, memory: u64, cpus: u32) -> Result<(), Error> {
+        let limits = [("CPUs", self.max_cpus.into(), cpus.into()), ("bytes of memory", self.ram_max, memory)];
+        match limits.into_iter().find(|(_, max, asked)| asked > max) {
+            Some((what, max, asked)) => Err(Error::TooMany { board: self.name, what, max, asked }),
+            None => Ok(()),
+        }
+    }
+}
