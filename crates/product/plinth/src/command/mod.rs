@@ -1,0 +1,4 @@
+//! The commands.
+
+pub mod run;
+pub mod shell;
