@@ -68,6 +68,37 @@ pub struct BootSources {
     pub append: String,
 }
 
+impl BootSources {
+    /// Looks at the files' first bytes: whether they can be for `board` at all. Cheap, and early.
+    ///
+    /// # Errors
+    /// A file cannot be read or is for another instruction set.
+    pub fn check(&self, board: &Board) -> Result<(), Error> {
+        for file in [&self.firmware, &self.kernel].into_iter().flatten() {
+            let head = file.content()?.head(HEAD).map_err(|e| file.failed(e))?;
+            match identify(&head) {
+                Kind::Elf { isa: Some(isa), .. } | Kind::Image(isa, _) if isa == board.isa => {}
+                Kind::Elf { isa: Some(isa), .. } | Kind::Image(isa, _) => {
+                    return Err(file.wrong_isa(isa.name, board));
+                }
+                Kind::Elf { isa: None, machine } => {
+                    return Err(file.wrong_isa(unknown_machine(machine), board));
+                }
+                Kind::OtherKernel(name) => return Err(file.wrong_isa(name, board)),
+                Kind::Compressed(_) | Kind::Zboot { .. } | Kind::Unknown => {}
+            }
+        }
+        if let Some(initrd) = &self.initrd {
+            initrd.content()?;
+        }
+        Ok(())
+    }
+}
+
+fn unknown_machine(machine: u16) -> String {
+    format!("another machine (ELF number {machine})")
+}
+
 /// What the board's start function is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BootEntry {
@@ -224,7 +255,7 @@ impl Machine {
                 Ok(placed)
             }
             Some(isa) => Err(file.wrong_isa(isa.name, board)),
-            None => Err(file.wrong_isa(format!("another machine (ELF number {machine})"), board)),
+            None => Err(file.wrong_isa(unknown_machine(machine), board)),
         }
     }
 

@@ -106,9 +106,8 @@ impl From<plinth_image::Error> for Failure {
             ImageKind::Busy => failure
                 .help("stop the machine that uses it (`fuser` names the process)")
                 .help("several machines can share a disk that all open with readonly=on"),
-            ImageKind::ReadOnly => {
-                failure.help("open it with --disk path=FILE,readonly=on, or keep it unchanged with --snapshot")
-            }
+            ImageKind::ReadOnly => failure
+                .help("open it with --disk path=FILE,readonly=on, or keep it unchanged with --snapshot"),
             ImageKind::Format => {
                 failure.help("use --disk path=FILE,format=raw if the guest is to see these very bytes")
             }

@@ -77,14 +77,11 @@ mod tests {
         let disk: DiskOption = "/a/b=c,d.raw".parse().unwrap();
         assert_eq!((disk.path.to_str(), disk.read_only), (Some("/a/b=c,d.raw"), false));
         let disk: DiskOption = "path=x,,y.raw,readonly=on,format=raw,bus=virtio-mmio".parse().unwrap();
-        let want = DiskOption {
-            path: "x,y.raw".into(),
-            read_only: true,
-            raw: true,
-            bus: DeviceBus::VirtioMmio,
-        };
+        let want =
+            DiskOption { path: "x,y.raw".into(), read_only: true, raw: true, bus: DeviceBus::VirtioMmio };
         assert_eq!(disk, want);
-        for bad in ["", "path=", "path=x,readonly", "path=x,readonly=2", "path=x,format=qcow2", "path=x,a=b"] {
+        for bad in ["", "path=", "path=x,readonly", "path=x,readonly=2", "path=x,format=qcow2", "path=x,a=b"]
+        {
             assert!(bad.parse::<DiskOption>().is_err(), "{bad}");
         }
     }

@@ -59,7 +59,9 @@ pub enum Command {
     /// Run a machine until its guest powers off
     Run(Box<RunArgs>),
     /// Print a completion script for a shell
-    #[command(after_help = "Examples:\n  plinth completions bash > ~/.local/share/bash-completion/completions/plinth")]
+    #[command(
+        after_help = "Examples:\n  plinth completions bash > ~/.local/share/bash-completion/completions/plinth"
+    )]
     Completions {
         /// The shell
         shell: clap_complete::Shell,

@@ -36,11 +36,15 @@ impl FromStr for Size {
             return Err("write a number and a unit, such as 512M or 1.5GiB".to_owned());
         }
         if unit.is_empty() {
-            return Err(format!("the number has no unit: write {number}M for mebibytes or {number}B for bytes"));
+            return Err(format!(
+                "the number has no unit: write {number}M for mebibytes or {number}B for bytes"
+            ));
         }
         let name = unit.to_ascii_lowercase();
         let scale = UNITS.iter().find(|(n, _)| *n == name).map(|u| u.1).ok_or_else(|| {
-            format!("'{unit}' is not a unit: use K, M, G, T (powers of 1024, as KiB and so on) or kB, MB, GB, TB")
+            format!(
+                "'{unit}' is not a unit: use K, M, G, T (powers of 1024, as KiB and so on) or kB, MB, GB, TB"
+            )
         })?;
         let too_large = || "the size is too large".to_owned();
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
@@ -92,7 +96,18 @@ mod tests {
         assert_eq!(bytes("10MB"), Ok(10_000_000));
         assert_eq!(bytes("4096B"), Ok(4096));
         assert!(bytes("512").unwrap_err().contains("512M for mebibytes or 512B for bytes"));
-        for bad in ["", "M", "-1M", "1..5G", "0M", "1X", "99999999999999999999M", "20000P", ".5G", "1.0000000000000000001G"] {
+        for bad in [
+            "",
+            "M",
+            "-1M",
+            "1..5G",
+            "0M",
+            "1X",
+            "99999999999999999999M",
+            "20000P",
+            ".5G",
+            "1.0000000000000000001G",
+        ] {
             assert!(bytes(bad).is_err(), "{bad}");
         }
     }
