@@ -2,6 +2,8 @@
 //! configuration and its state; none knows the board it sits on.
 
 mod aclint;
+#[doc(hidden)]
+pub mod fuzz;
 mod line;
 mod plic;
 mod rtc;

@@ -14,6 +14,8 @@
 //! ```
 
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod lock;
 mod overlay;
 mod probe;

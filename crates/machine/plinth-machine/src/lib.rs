@@ -9,6 +9,8 @@ pub mod board;
 pub mod boards;
 mod boot;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod isa;
 mod load;
 mod parts;
