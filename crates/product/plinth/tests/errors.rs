@@ -49,7 +49,10 @@ fn text(path: &Path) -> &str {
 
 #[test]
 fn usage_errors_say_what_to_write() {
-    fails(&["run"], 2, &["error: there is nothing to boot", "help: give a kernel"]);
+    fails(&["run"], 2, &["error: there is nothing to boot", "help: name a guest"]);
+    fails(&["run", "nothing.raw"], 2, &["no guest 'nothing.raw'", "help: guests known by name: debian"]);
+    fails(&["run", "debian", "--kernel", "x"], 2, &["--kernel"]);
+    fails(&["image", "build", "debian", "--suite", "..", "-o", "x"], 2, &["name of a suite"]);
     fails(&["run", "--kernel", "x", "-m", "512"], 2, &["512M for mebibytes or 512B for bytes"]);
     fails(&["run", "--kernel", "x", "--arch", "vax"], 2, &["--arch vax", "help: this build runs: riscv64"]);
     fails(&["run", "--kernel", "x", "-c", "0"], 2, &["0"]);

@@ -58,6 +58,9 @@ pub enum OutputFormat {
 pub enum Command {
     /// Run a machine until its guest powers off
     Run(Box<RunArgs>),
+    /// Make disk images
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Print a completion script for a shell
     #[command(
         after_help = "Examples:\n  plinth completions bash > ~/.local/share/bash-completion/completions/plinth"
@@ -75,8 +78,56 @@ pub enum Command {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Build the disk of a guest, with its kernel beside it
+    #[command(subcommand)]
+    Build(BuildWhat),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BuildWhat {
+    /// Debian, from its packages: no root rights are needed
+    Debian(BuildDebianArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  plinth image build debian -o debian.raw
+  plinth image build debian --suite trixie --arch riscv64 --size 4G --package openssh-server -o ssh.raw
+  plinth run debian.raw")]
+pub struct BuildDebianArgs {
+    /// Suite to take packages from
+    #[arg(long, default_value = "trixie")]
+    pub suite: String,
+    /// Instruction set of the guest
+    #[arg(long, default_value = "riscv64")]
+    pub arch: String,
+    /// Size of the disk, with a unit
+    #[arg(long, default_value = "2G")]
+    pub size: Size,
+    /// Mirror to download from; without one the host's apt configuration names it
+    #[arg(long, value_name = "URL")]
+    pub mirror: Option<String>,
+    /// Package to install besides the base system. Repeatable
+    #[arg(long, value_name = "NAME")]
+    pub package: Vec<String>,
+    /// Host name of the guest
+    #[arg(long, default_value = "debian")]
+    pub hostname: String,
+    /// Fail where the archive's signature cannot be checked
+    #[arg(long)]
+    pub require_signature: bool,
+    /// The disk to write; kernel, initrd and description get its name with another ending
+    #[arg(short, long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
 const RUN_EXAMPLES: &str = "\
 Examples:
+  plinth run debian
+  plinth run debian -m 2G -c 4 -p 2222:22 --snapshot
   plinth run --kernel Image --initrd initrd.img --append 'console=ttyS0' -m 512M
   plinth run --kernel vmlinuz --disk root.raw --append 'root=/dev/vda rw console=ttyS0' -c 4
   plinth run --firmware fw_dynamic.bin --kernel uboot.elf --disk debian.raw --snapshot
@@ -88,6 +139,9 @@ With standard input closed or not a terminal the guest runs unattended.";
 #[derive(Debug, Args)]
 #[command(after_help = format!("{RUN_EXAMPLES}\n\n{EXIT_CODES}"))]
 pub struct RunArgs {
+    /// Guest to run: debian, or the path of a disk that `plinth image build` has made
+    #[arg(conflicts_with_all = ["kernel", "initrd", "firmware"])]
+    pub guest: Option<String>,
     /// Instruction set of the guest
     #[arg(long, default_value = "riscv64")]
     pub arch: String,
@@ -100,8 +154,8 @@ pub struct RunArgs {
     /// Initial RAM disk of the kernel
     #[arg(long, value_name = "FILE", requires = "kernel")]
     pub initrd: Option<PathBuf>,
-    /// Command line of the kernel
-    #[arg(long, value_name = "TEXT", requires = "kernel", allow_hyphen_values = true)]
+    /// Command line of the kernel; for a named guest, what to add to its own
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub append: Option<String>,
     /// Firmware that starts first; without it Plinth's own serves the kernel
     #[arg(long, value_name = "FILE")]
@@ -109,9 +163,9 @@ pub struct RunArgs {
     /// Disk: a raw image, or path=FILE[,readonly=on][,format=raw][,bus=virtio-pci|virtio-mmio]. Repeatable
     #[arg(long, value_name = "DISK")]
     pub disk: Vec<DiskOption>,
-    /// Memory of the guest, with a unit
-    #[arg(short, long, value_name = "SIZE", default_value = "512M")]
-    pub memory: Size,
+    /// Memory of the guest, with a unit [default: 512M, for a named guest 1G]
+    #[arg(short, long, value_name = "SIZE")]
+    pub memory: Option<Size>,
     /// CPUs of the guest
     #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub cpus: u32,
@@ -133,9 +187,9 @@ pub struct RunArgs {
     /// Write /tmp/perf-PID.map, so that `perf` names translated code
     #[arg(long)]
     pub perf_map: bool,
-    /// Name of the machine, for messages
-    #[arg(long, default_value = "guest")]
-    pub name: String,
+    /// Name of the machine, for messages [default: the guest's]
+    #[arg(long)]
+    pub name: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -16,6 +16,7 @@ use signal_hook::iterator::Signals;
 use crate::accel::{self, AccelOptions};
 use crate::adapter::{CardBackend, DiskBackend};
 use crate::cli::{DeviceBus, DiskOption, Global, NetChoice, OutputFormat, RunArgs, size};
+use crate::command::image;
 use crate::console::{Console, RawTerminal, remarks_wanted};
 use crate::failure::{Code, Failure, Result};
 
@@ -23,25 +24,33 @@ use crate::failure::{Code, Failure, Result};
 /// guest's own configuration keeps fitting.
 const MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
 
+/// Memory of the guest where the command line does not say.
+const PLAIN_MEMORY: u64 = 512 << 20;
+const NAMED_MEMORY: u64 = 1 << 30;
+
 /// Runs a machine as the command line says.
-pub fn run(args: RunArgs, global: &Global) -> Result<ExitCode> {
+pub fn run(mut args: RunArgs, global: &Global) -> Result<ExitCode> {
     let isa = isa::ALL.iter().find(|i| i.name == args.arch).copied();
     let Some((isa, board)) = isa.and_then(|i| Some((i, boards::for_isa(i)?))) else {
         return Err(unknown_arch(&args.arch));
     };
-    if args.kernel.is_none() && args.firmware.is_none() {
+    if args.guest.is_none() && args.kernel.is_none() && args.firmware.is_none() {
         return Err(Failure::usage("there is nothing to boot")
-            .help("give a kernel with --kernel, or firmware with --firmware"));
+            .help("name a guest, as in `plinth run debian`")
+            .help("or give a kernel with --kernel, or firmware with --firmware"));
     }
     if !args.publish.is_empty() && args.net == NetChoice::None {
         return Err(Failure::usage("--publish needs a network").help("leave out --net none"));
     }
-    check_memory(args.memory.0)?;
+    let default_memory = if args.guest.is_some() { NAMED_MEMORY } else { PLAIN_MEMORY };
+    let memory = args.memory.map_or(default_memory, |m| m.0);
+    check_memory(memory)?;
+    resolve_guest(&mut args)?;
     let sources = boot_sources(&args)?;
     sources.check(board)?;
     let disks = args.disk.iter().map(|d| open_disk(d, args.snapshot)).collect::<Result<Vec<_>>>()?;
     let accelerator = accel::select(args.accel, isa, AccelOptions { perf_map: args.perf_map })?;
-    let mut builder = VmBuilder::new(board, args.memory.0, args.cpus)?;
+    let mut builder = VmBuilder::new(board, memory, args.cpus)?;
     for (option, disk) in args.disk.iter().zip(disks) {
         add_disk(&mut builder, option, disk, args.cpus)?;
     }
@@ -56,13 +65,27 @@ pub fn run(args: RunArgs, global: &Global) -> Result<ExitCode> {
     }
     let vm = builder.build(accelerator.as_ref())?;
     let signal = watch_signals(vm.handle())?;
-    let terminal = console.as_ref().map(|c| connect(c, vm.handle(), &args.name)).transpose()?;
+    let name = args.name.as_deref().or(args.guest.as_deref()).unwrap_or("the guest");
+    let terminal = console.as_ref().map(|c| connect(c, vm.handle(), name)).transpose()?;
     let ended = vm.run();
     if let Some(console) = &console {
         console.stream.finish();
     }
     drop(terminal);
     finish(ended?, signal.load(Ordering::SeqCst), global.output)
+}
+
+/// Puts the parts of a named guest where the command line's own would be; its disk comes first.
+fn resolve_guest(args: &mut RunArgs) -> Result<()> {
+    let Some(guest) = &args.guest else { return Ok(()) };
+    let image = image::named(guest, &args.arch)?;
+    let added = args.append.take().map(|a| format!(" {a}")).unwrap_or_default();
+    args.append = Some(image.cmdline + &added);
+    args.kernel = Some(image.kernel);
+    args.initrd = Some(image.initrd);
+    let disk = DiskOption { path: image.disk, read_only: false, raw: true, bus: DeviceBus::default() };
+    args.disk.insert(0, disk);
+    Ok(())
 }
 
 fn unknown_arch(arch: &str) -> Failure {
