@@ -2,8 +2,10 @@
 //! configuration and its state; none knows the board it sits on.
 
 mod aclint;
+mod aplic;
 #[doc(hidden)]
 pub mod fuzz;
+mod imsic;
 mod line;
 mod plic;
 mod rtc;
@@ -13,6 +15,8 @@ mod uart;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use aclint::{Aclint, AclintConfig};
+pub use aplic::{Aplic, AplicConfig, AplicDomain, AplicDomainConfig};
+pub use imsic::ImsicPages;
 pub use line::OutputLine;
 pub use plic::{Plic, PlicConfig};
 pub use rtc::GoldfishRtc;

@@ -1,14 +1,14 @@
 //! Putting a machine together from its board's table.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use plinth_clock::Timers;
-use plinth_device::{Bus, CharBackend, Device, IrqLine, IrqSink, MmioDevice, Range};
+use plinth_device::{Bus, CharBackend, Device, IrqLine, IrqSink, MmioDevice, MsiSink, Range};
 use plinth_memory::GuestRam;
 use plinth_pci::PciFunction;
 use plinth_platform::EventSink;
-use plinth_vcpu::VcpuControl;
+use plinth_vcpu::{PhysicalBus, VcpuControl};
 
 use crate::Error;
 use crate::board::{Board, CpuModel, Site};
@@ -44,6 +44,21 @@ pub struct Resources {
     pub virtio_mmio: Vec<MakeDevice>,
 }
 
+/// Messages as writes on the bus, which is what they are.
+struct BusMessages {
+    /// Weak, for the bus holds the devices that hold this.
+    bus: Weak<Bus>,
+}
+
+impl MsiSink for BusMessages {
+    fn send(&self, address: u64, data: u32) {
+        if let Some(bus) = self.bus.upgrade() {
+            // A message to where nothing takes it is lost, as on a real bus.
+            let _ = bus.write(address, &data.to_le_bytes());
+        }
+    }
+}
+
 /// A machine while its parts are made.
 pub struct Assembly {
     /// The board.
@@ -64,6 +79,8 @@ pub struct Assembly {
     pci: Vec<Arc<dyn PciFunction>>,
     mmio: VecDeque<MakeDevice>,
     interrupts: Option<Arc<dyn IrqSink>>,
+    /// Label of the node that takes messages.
+    message_parent: Option<&'static str>,
     devices: Vec<Arc<dyn Device>>,
     /// First address of each site that was built.
     built: Vec<u64>,
@@ -92,6 +109,24 @@ impl Assembly {
     /// Makes `sink` the board's interrupt controller.
     pub fn set_interrupts(&mut self, sink: Arc<dyn IrqSink>) {
         self.interrupts = Some(sink);
+    }
+
+    /// Makes the part with this label the one that takes message-signalled interrupts.
+    pub fn set_message_parent(&mut self, label: &'static str) {
+        self.message_parent = Some(label);
+    }
+
+    /// Label of the part that takes message-signalled interrupts, if there is one.
+    #[must_use]
+    pub fn message_parent(&self) -> Option<&'static str> {
+        self.message_parent
+    }
+
+    /// Where devices send message-signalled interrupts, if the board takes them.
+    #[must_use]
+    pub fn message_sink(&self) -> Option<Arc<dyn MsiSink>> {
+        self.message_parent?;
+        Some(Arc::new(BusMessages { bus: Arc::downgrade(&self.bus) }))
     }
 
     /// The next host side of a serial line.
@@ -162,6 +197,7 @@ impl Machine {
             pci,
             mmio: virtio_mmio.into(),
             interrupts: None,
+            message_parent: None,
             devices: Vec::new(),
             built: Vec::new(),
         };

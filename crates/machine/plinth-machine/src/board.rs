@@ -125,8 +125,8 @@ pub struct Board {
     pub interrupt_lines: u32,
     /// Path of the standard console's node.
     pub stdout_path: &'static str,
-    /// Bytes that firmware takes at the start of RAM; a kernel's alignment, too.
-    pub firmware_size: u64,
+    /// The board has what firmware needs; otherwise only that which is built into the vCPUs.
+    pub takes_firmware: bool,
     /// The table. A part comes after those it needs; the interrupt controller is first.
     pub sites: &'static [Site],
     /// Writes the `cpus` node.

@@ -69,11 +69,14 @@ pub struct BootSources {
 }
 
 impl BootSources {
-    /// Looks at the files' first bytes: whether they can be for `board` at all. Cheap, and early.
+    /// Looks at the files' first bytes: whether `board` can boot from them at all. Cheap, and early.
     ///
     /// # Errors
     /// A file cannot be read or is for another instruction set.
     pub fn check(&self, board: &Board) -> Result<(), Error> {
+        if self.firmware.is_some() && !board.takes_firmware {
+            return Err(Error::NoFirmware(board.name));
+        }
         for file in [&self.firmware, &self.kernel].into_iter().flatten() {
             let head = file.content()?.head(HEAD).map_err(|e| file.failed(e))?;
             match identify(&head) {
@@ -147,6 +150,7 @@ impl Machine {
     /// A file cannot be read, is for another instruction set, is damaged, or does not fit.
     pub fn load(&self, sources: &BootSources, vcpus: u32) -> Result<Loaded, Error> {
         let board = self.board();
+        sources.check(board)?;
         let ram_end = board.ram_start + self.ram().size();
         let tree_at = (ram_end.min(LOW_END).saturating_sub(TREE_AREA)) & !(ALIGN - 1);
         let mut room = Room { start: board.ram_start, end: tree_at.max(board.ram_start) };

@@ -28,6 +28,9 @@ pub enum Error {
         /// How many were asked for.
         asked: u64,
     },
+    /// Firmware for a board that has none.
+    #[error("the board '{0}' runs no firmware but Plinth's own")]
+    NoFirmware(&'static str),
     /// No more room for devices of a kind.
     #[error("no {0} is left on the board")]
     NoSlot(&'static str),

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use plinth_clock::{Clock, Timers};
 use plinth_device::{Bus, CharBackend, IrqSink};
+use plinth_machine::board::Board;
 use plinth_machine::{BootFile, BootSources, Error, Loaded, Machine, Resources, boards, isa};
 use plinth_memory::{Bytes, GuestAddress, GuestRam};
 use plinth_vcpu::{PhysicalBus, StartState, SystemEvent, TlbFlush, VcpuControl, VcpuPower};
@@ -55,6 +56,10 @@ struct Rig {
 
 impl Rig {
     fn new(memory: u64, cpus: u32) -> Self {
+        Self::on(boards::for_isa(&isa::RISCV64).unwrap(), memory, cpus)
+    }
+
+    fn on(board: &'static Board, memory: u64, cpus: u32) -> Self {
         let bus = Arc::new(Bus::new());
         let events = Arc::new(Mutex::new(Vec::new()));
         let to = events.clone();
@@ -69,7 +74,6 @@ impl Rig {
             pci: Vec::new(),
             virtio_mmio: Vec::new(),
         };
-        let board = boards::for_isa(&isa::RISCV64).unwrap();
         let machine = Machine::new(board, resources).unwrap();
         Self { machine, bus, events, dir: tempfile::tempdir().unwrap() }
     }
@@ -184,6 +188,27 @@ fn the_tree_names_every_device_that_is_built() {
     let value = poweroff.property("value").unwrap().as_usize().unwrap() as u32;
     rig.bus.write(0x10_0000, &value.to_le_bytes()).unwrap();
     assert_eq!(*rig.events.lock().unwrap(), [SystemEvent::PowerOff]);
+}
+
+#[test]
+fn the_board_with_messages_tells_where_they_go() {
+    let board = boards::named(&isa::RISCV64, "virt-aia").unwrap();
+    let rig = Rig::on(board, 64 * MIB, 2);
+    let blob = rig.machine.device_tree(|_| Ok(())).unwrap();
+    let tree = fdt::Fdt::new(&blob).unwrap();
+    let cell = |compatible: &str, name: &str| {
+        let node = tree.find_compatible(&[compatible]).unwrap();
+        node.property(name).unwrap().as_usize().unwrap()
+    };
+    let imsic = cell("riscv,imsics", "phandle");
+    assert_eq!(cell("riscv,aplic", "msi-parent"), imsic);
+    assert_eq!(cell("pci-host-ecam-generic", "msi-parent"), imsic);
+    assert_eq!(cell("ns16550a", "interrupt-parent"), cell("riscv,aplic", "phandle"));
+    assert_eq!(tree.find_compatible(&["ns16550a"]).unwrap().property("interrupts").unwrap().value.len(), 8);
+    rig.bus.write(0x2800_1000, &5u32.to_le_bytes()).unwrap();
+    let firmware = Some(rig.file("firmware", &[0x13; 64]));
+    let sources = BootSources { firmware, ..BootSources::default() };
+    assert!(matches!(rig.machine.load(&sources, 2), Err(Error::NoFirmware("virt-aia"))));
 }
 
 #[test]

@@ -121,7 +121,7 @@ impl From<VmError> for Failure {
         use plinth_machine::Error as M;
         let code = match &e {
             VmError::Memory(_) | VmError::Thread { .. } | VmError::Vcpu { .. } => Code::HostResource,
-            VmError::Machine(M::TooMany { .. } | M::NoSlot(_)) => Code::Usage,
+            VmError::Machine(M::TooMany { .. } | M::NoSlot(_) | M::NoFirmware(_)) => Code::Usage,
             VmError::Machine(_) => Code::Failed,
         };
         let failure = Self::from_error(code, "", &e);

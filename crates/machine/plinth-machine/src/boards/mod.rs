@@ -6,13 +6,19 @@ use crate::board::Board;
 use crate::isa::Isa;
 use crate::tree::Tree;
 
-/// All boards.
-pub static ALL: [&Board; 1] = [&riscv_virt::BOARD];
+/// All boards; the first of an instruction set is its default.
+pub static ALL: [&Board; 2] = [&riscv_virt::BOARD, &riscv_virt::BOARD_AIA];
 
-/// The board for guests of an instruction set.
+/// The default board for guests of an instruction set.
 #[must_use]
 pub fn for_isa(isa: &Isa) -> Option<&'static Board> {
     ALL.iter().copied().find(|b| b.isa == isa)
+}
+
+/// The board of this name for guests of an instruction set.
+#[must_use]
+pub fn named(isa: &Isa, name: &str) -> Option<&'static Board> {
+    ALL.iter().copied().find(|b| b.isa == isa && b.name == name)
 }
 
 /// Label of the interrupt controller inside CPU `index`.

@@ -2,13 +2,15 @@
 //! kernels are built for (OpenSBI's generic platform, U-Boot's `qemu-riscv64` configurations).
 
 use plinth_device::Range;
-use plinth_platform::{Aclint, GoldfishRtc, TestDevice, Uart};
+use plinth_platform::{Aclint, AplicDomain, GoldfishRtc, ImsicPages, TestDevice, Uart};
 use plinth_vcpu::StartState;
 
 use super::cpu_controller;
 use crate::assembly::Assembly;
 use crate::board::{Board, CpuModel, CpuPins, CpuProperty, Site};
-use crate::parts::{AclintPart, PciePart, PlicPart, RtcPart, TestPart, UartPart, VirtioMmioPart};
+use crate::parts::{
+    AclintPart, AplicPart, ImsicPart, PciePart, PlicPart, RtcPart, TestPart, UartPart, VirtioMmioPart,
+};
 use crate::tree::Tree;
 use crate::{BootEntry, Error, isa};
 
@@ -34,7 +36,7 @@ const fn virtio(reg: &'static [Range], irqs: &'static [u32]) -> Site {
     Site { part: &VirtioMmioPart, name: "virtio_mmio", reg, irqs }
 }
 
-/// The board.
+/// The board with a PLIC.
 pub static BOARD: Board = Board {
     name: "virt",
     compatible: "riscv-virtio",
@@ -48,7 +50,7 @@ pub static BOARD: Board = Board {
     interrupt_trigger: None,
     interrupt_lines: 95,
     stdout_path: "/soc/serial@10000000",
-    firmware_size: 0x20_0000,
+    takes_firmware: true,
     sites: &SITES,
     describe_cpus,
     default_cpu,
@@ -56,27 +58,67 @@ pub static BOARD: Board = Board {
     next_stage,
 };
 
-static SITES: [Site; 14] = [
-    Site {
-        part: &PlicPart { compatible: &["sifive,plic-1.0.0", "riscv,plic0"] },
-        name: "plic",
-        reg: &[at(0x0c00_0000, 0x60_0000)],
-        irqs: &[],
-    },
-    Site {
-        part: &AclintPart { compatible: &["sifive,clint0", "riscv,clint0"] },
-        name: "clint",
-        reg: &[at(0x0200_0000, Aclint::SIZE)],
-        irqs: &[],
-    },
-    Site { part: &TestPart, name: "test", reg: &[at(0x10_0000, TestDevice::SIZE)], irqs: &[] },
-    Site { part: &RtcPart, name: "rtc", reg: &[at(0x10_1000, GoldfishRtc::SIZE)], irqs: &[11] },
-    Site {
-        part: &UartPart { clock_hz: 3_686_400 },
-        name: "serial",
-        reg: &[at(0x1000_0000, Uart::SIZE)],
-        irqs: &[10],
-    },
+/// The board with the Advanced Interrupt Architecture, for message-signalled interrupts. It has the
+/// supervisor's part of it only: what firmware in machine mode would set up is not there.
+pub static BOARD_AIA: Board = Board {
+    name: "virt-aia",
+    compatible: "riscv-virtio",
+    isa: &isa::RISCV64,
+    ram_start: RAM_START,
+    ram_max: 1 << 40,
+    max_cpus: MAX_CPUS,
+    timebase_hz: TIMEBASE_HZ,
+    pins: CpuPins { external: &[S_EXTERNAL], software: M_SOFTWARE, timer: M_TIMER },
+    interrupt_controller: "aplic",
+    interrupt_trigger: Some(LEVEL_HIGH),
+    interrupt_lines: 96,
+    stdout_path: "/soc/serial@10000000",
+    takes_firmware: false,
+    sites: &SITES_AIA,
+    describe_cpus,
+    default_cpu,
+    start,
+    next_stage,
+};
+
+/// Of an interrupt specifier (Linux, `dt-bindings/interrupt-controller/irq.h`).
+const LEVEL_HIGH: u32 = 4;
+/// Number of the supervisor's interrupt file.
+const S_FILE: u32 = 1;
+
+const PLIC: Site = Site {
+    part: &PlicPart { compatible: &["sifive,plic-1.0.0", "riscv,plic0"] },
+    name: "plic",
+    reg: &[at(0x0c00_0000, 0x60_0000)],
+    irqs: &[],
+};
+const IMSIC: Site = Site {
+    part: &ImsicPart { file: S_FILE, ids: 255 },
+    name: "imsics",
+    reg: &[at(0x2800_0000, ImsicPages::size(MAX_CPUS as u64))],
+    irqs: &[],
+};
+const APLIC: Site = Site {
+    part: &AplicPart { file: S_FILE, imsic: "imsics" },
+    name: "aplic",
+    reg: &[at(0x0d00_0000, AplicDomain::size(MAX_CPUS as u64))],
+    irqs: &[],
+};
+const CLINT: Site = Site {
+    part: &AclintPart { compatible: &["sifive,clint0", "riscv,clint0"] },
+    name: "clint",
+    reg: &[at(0x0200_0000, Aclint::SIZE)],
+    irqs: &[],
+};
+const TEST: Site = Site { part: &TestPart, name: "test", reg: &[at(0x10_0000, TestDevice::SIZE)], irqs: &[] };
+const RTC: Site = Site { part: &RtcPart, name: "rtc", reg: &[at(0x10_1000, GoldfishRtc::SIZE)], irqs: &[11] };
+const SERIAL: Site = Site {
+    part: &UartPart { clock_hz: 3_686_400 },
+    name: "serial",
+    reg: &[at(0x1000_0000, Uart::SIZE)],
+    irqs: &[10],
+};
+const VIRTIO: [Site; 8] = [
     virtio(&[at(0x1000_1000, 0x1000)], &[1]),
     virtio(&[at(0x1000_2000, 0x1000)], &[2]),
     virtio(&[at(0x1000_3000, 0x1000)], &[3]),
@@ -85,13 +127,22 @@ static SITES: [Site; 14] = [
     virtio(&[at(0x1000_6000, 0x1000)], &[6]),
     virtio(&[at(0x1000_7000, 0x1000)], &[7]),
     virtio(&[at(0x1000_8000, 0x1000)], &[8]),
-    Site {
-        part: &PciePart { high_window: 0x4_0000_0000 },
-        name: "pci",
-        reg: &[at(0x3000_0000, 0x1000_0000), at(0x4000_0000, 0x4000_0000)],
-        irqs: &[32, 33, 34, 35],
-    },
 ];
+const PCI: Site = Site {
+    part: &PciePart { high_window: 0x4_0000_0000 },
+    name: "pci",
+    reg: &[at(0x3000_0000, 0x1000_0000), at(0x4000_0000, 0x4000_0000)],
+    irqs: &[32, 33, 34, 35],
+};
+
+static SITES: [Site; 14] = {
+    let [v1, v2, v3, v4, v5, v6, v7, v8] = VIRTIO;
+    [PLIC, CLINT, TEST, RTC, SERIAL, v1, v2, v3, v4, v5, v6, v7, v8, PCI]
+};
+static SITES_AIA: [Site; 14] = {
+    let [v1, v2, v3, v4, v5, v6, v7, v8] = VIRTIO;
+    [IMSIC, APLIC, TEST, RTC, SERIAL, v1, v2, v3, v4, v5, v6, v7, v8, PCI]
+};
 
 /// RV64GC with what current distributions use, should the vCPUs' maker not say what it has.
 fn default_cpu() -> CpuModel {

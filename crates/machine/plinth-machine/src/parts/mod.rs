@@ -2,6 +2,7 @@
 //! the guest. A new kind is a new module here and lines in the boards that have it.
 
 mod aclint;
+mod aia;
 mod pcie;
 mod plic;
 mod rtc;
@@ -10,6 +11,7 @@ mod uart;
 mod virtio_mmio;
 
 pub use aclint::AclintPart;
+pub use aia::{AplicPart, ImsicPart};
 pub use pcie::PciePart;
 pub use plic::PlicPart;
 pub use rtc::RtcPart;

@@ -48,7 +48,8 @@ impl Part for PciePart {
             lines.try_into().map_err(|_| Error::Board { site: site.name, what: "four interrupts" })?;
         let failed = |why: String| Error::Device { site: site.name.to_owned(), why };
         let config = PciHostConfig { ecam, windows: vec![low, high] };
-        let host = PciHost::new(config, &machine.bus, None, lines).map_err(|e| failed(e.to_string()))?;
+        let host = PciHost::new(config, &machine.bus, machine.message_sink(), lines)
+            .map_err(|e| failed(e.to_string()))?;
         let mut slots = 1..SLOTS;
         for function in machine.take_pci() {
             let slot = slots.next().ok_or(Error::NoSlot("PCI slot"))?;
@@ -90,7 +91,12 @@ impl Part for PciePart {
                     map.extend(t.interrupt(irq));
                 }
             }
-            t.cells("interrupt-map", &map)
+            t.cells("interrupt-map", &map)?;
+            if let Some(parent) = machine.message_parent() {
+                let parent = t.handle(parent);
+                t.cells("msi-parent", &[parent])?;
+            }
+            Ok(())
         })
     }
 }

@@ -145,6 +145,9 @@ pub struct RunArgs {
     /// Instruction set of the guest
     #[arg(long, default_value = "riscv64")]
     pub arch: String,
+    /// Board of the guest [default: the first that its instruction set has]
+    #[arg(long)]
+    pub board: Option<String>,
     /// What runs the guest's instructions
     #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
     pub accel: AccelChoice,

@@ -1,12 +1,14 @@
 //! `plinth run`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use plinth_image::{Node, OpenOptions, Overlay, RawImage};
-use plinth_machine::{BootFile, BootSources, boards, isa};
+use plinth_machine::board::Board;
+use plinth_machine::{BootFile, BootSources, boards};
 use plinth_net::{UserNet, UserNetConfig};
 use plinth_virtio::{Blk, BlkConfig, Net, NetConfig, Rng, VirtioDevice, VirtioMmio, VirtioPci};
 use plinth_vm::{Exit, VmBuilder, VmHandle};
@@ -30,10 +32,7 @@ const NAMED_MEMORY: u64 = 1 << 30;
 
 /// Runs a machine as the command line says.
 pub fn run(mut args: RunArgs, global: &Global) -> Result<ExitCode> {
-    let isa = isa::ALL.iter().find(|i| i.name == args.arch).copied();
-    let Some((isa, board)) = isa.and_then(|i| Some((i, boards::for_isa(i)?))) else {
-        return Err(unknown_arch(&args.arch));
-    };
+    let board = find_board(&args.arch, args.board.as_deref())?;
     if args.guest.is_none() && args.kernel.is_none() && args.firmware.is_none() {
         return Err(Failure::usage("there is nothing to boot")
             .help("name a guest, as in `plinth run debian`")
@@ -49,7 +48,7 @@ pub fn run(mut args: RunArgs, global: &Global) -> Result<ExitCode> {
     let sources = boot_sources(&args)?;
     sources.check(board)?;
     let disks = args.disk.iter().map(|d| open_disk(d, args.snapshot)).collect::<Result<Vec<_>>>()?;
-    let accelerator = accel::select(args.accel, isa, AccelOptions { perf_map: args.perf_map })?;
+    let accelerator = accel::select(args.accel, board.isa, AccelOptions { perf_map: args.perf_map })?;
     let mut builder = VmBuilder::new(board, memory, args.cpus)?;
     for (option, disk) in args.disk.iter().zip(disks) {
         add_disk(&mut builder, option, disk, args.cpus)?;
@@ -88,10 +87,20 @@ fn resolve_guest(args: &mut RunArgs) -> Result<()> {
     Ok(())
 }
 
-fn unknown_arch(arch: &str) -> Failure {
-    let names: Vec<_> = boards::ALL.iter().map(|b| b.isa.name).collect();
-    Failure::usage(format!("Plinth has no board for --arch {arch}"))
-        .help(format!("this build runs: {}", names.join(", ")))
+fn find_board(arch: &str, name: Option<&str>) -> Result<&'static Board> {
+    let known = boards::ALL.iter().filter(|b| b.isa.name == arch);
+    let Some(default) = known.clone().next() else {
+        let names: BTreeSet<_> = boards::ALL.iter().map(|b| b.isa.name).collect();
+        let names: Vec<_> = names.into_iter().collect();
+        return Err(Failure::usage(format!("Plinth has no board for --arch {arch}"))
+            .help(format!("this build runs: {}", names.join(", "))));
+    };
+    let Some(name) = name else { return Ok(default) };
+    known.clone().find(|b| b.name == name).copied().ok_or_else(|| {
+        let names: Vec<_> = known.map(|b| b.name).collect();
+        Failure::usage(format!("there is no board '{name}' for {arch}"))
+            .help(format!("its boards are: {}", names.join(", ")))
+    })
 }
 
 /// Guest RAM is not taken from the host until the guest uses it, so the host would find out too late.
