@@ -27,8 +27,7 @@
 
 mod config;
 mod function;
-#[doc(hidden)]
-pub mod fuzz;
+mod fuzz;
 mod host;
 mod irq;
 mod msix;
@@ -36,6 +35,7 @@ mod msix;
 pub use function::{
     BarSpec, BarWidth, Capability, ConfigWindow, FunctionConfig, MsixSpec, PciFunction, WindowSpec,
 };
+#[doc(hidden)]
 pub use fuzz::fuzz_pci_config;
 pub use host::{PciError, PciHost, PciHostConfig};
 pub use irq::PciIrq;

@@ -161,6 +161,7 @@ struct Port {
 
 impl Port {
     fn run(mut self, doorbell: &Doorbell, stop: &Stop) {
+        let _guard = self.interrupt.fail_on_panic(NAME);
         if let Err(e) = self.serve(doorbell, stop) {
             self.interrupt.fail(&e);
         }

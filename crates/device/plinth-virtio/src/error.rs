@@ -38,8 +38,8 @@ pub enum Error {
         /// What the host said.
         source: io::Error,
     },
-    /// The device's host side was lost when its thread failed.
-    #[error("{0} lost its host side in an earlier failure")]
+    /// The device's thread panicked: a defect in the device or its host side.
+    #[error("the thread of {0} failed")]
     Lost(&'static str),
 }
 

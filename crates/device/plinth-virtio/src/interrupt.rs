@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use crate::Error;
 
@@ -65,6 +66,11 @@ impl Interrupt {
         self.0.raise.raise(Cause::Config);
     }
 
+    /// Fails the device if the thread that holds the guard panics, so that the driver learns of it.
+    pub(crate) fn fail_on_panic(&self, device: &'static str) -> PanicGuard {
+        PanicGuard { interrupt: self.clone(), device }
+    }
+
     pub(crate) fn needs_reset(&self) -> bool {
         self.0.needs_reset.load(Ordering::SeqCst)
     }
@@ -80,5 +86,19 @@ impl Interrupt {
 
     pub(crate) fn clear_failure(&self) {
         self.0.needs_reset.store(false, Ordering::SeqCst);
+    }
+}
+
+/// See [`Interrupt::fail_on_panic`].
+pub(crate) struct PanicGuard {
+    interrupt: Interrupt,
+    device: &'static str,
+}
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.interrupt.fail(&Error::Lost(self.device));
+        }
     }
 }

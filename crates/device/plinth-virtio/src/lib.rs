@@ -36,6 +36,7 @@ mod blk;
 mod console;
 mod device;
 mod error;
+mod fuzz;
 mod interrupt;
 mod net;
 mod queue;
@@ -48,6 +49,8 @@ pub use blk::{Blk, BlkConfig};
 pub use console::{Console, ConsoleConfig};
 pub use device::{Activation, DeviceKind, VirtioDevice};
 pub use error::Error;
+#[doc(hidden)]
+pub use fuzz::{fuzz_blk, fuzz_net, fuzz_transport, fuzz_virtqueue};
 pub use interrupt::Interrupt;
 pub use net::{Net, NetConfig};
 pub use queue::{Chain, Segment, VirtQueue};

@@ -4,7 +4,6 @@ mod request;
 mod worker;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use plinth_device::BlockBackend;
 
@@ -46,20 +45,11 @@ pub struct BlkConfig {
     pub queue_size: u16,
     /// Bytes of the smallest write that needs no read first; a power of two from 512 to 64 KiB.
     pub physical_block: u32,
-    /// How long at most a queue's thread watches for the next request before it sleeps. It watches only
-    /// while the guest is that quick. Zero: never.
-    pub poll: Duration,
 }
 
 impl Default for BlkConfig {
     fn default() -> Self {
-        Self {
-            serial: String::new(),
-            queues: 1,
-            queue_size: 256,
-            physical_block: 4096,
-            poll: Duration::from_micros(100),
-        }
+        Self { serial: String::new(), queues: 1, queue_size: 256, physical_block: 4096 }
     }
 }
 
@@ -158,9 +148,8 @@ impl VirtioDevice for Blk {
             let doorbell = Arc::new(Doorbell::new().map_err(host)?);
             let name = format!("{NAME}-{}", queue.index());
             let worker = BlkQueue::new(queue, Arc::clone(&self.disk), activation.interrupt.clone());
-            let poll = self.config.poll;
             let bell = Arc::clone(&doorbell);
-            let thread = Worker::spawn(name, doorbell, move |stop| worker.run(&bell, poll, &stop));
+            let thread = Worker::spawn(name, doorbell, move |stop| worker.run(&bell, &stop));
             self.workers.push(Some(thread.map_err(host)?));
         }
         Ok(())

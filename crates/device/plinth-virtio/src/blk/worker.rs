@@ -1,8 +1,6 @@
 //! A request queue and the thread that serves it.
 
-use std::hint;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use super::Disk;
 use crate::queue::Chain;
@@ -28,23 +26,22 @@ impl BlkQueue {
     }
 
     /// Serves until told to stop, or until the driver breaks the queue.
-    pub(crate) fn run(mut self, doorbell: &Doorbell, poll: Duration, stop: &Stop) {
-        if let Err(e) = self.serve(doorbell, poll, stop) {
+    pub(crate) fn run(mut self, doorbell: &Doorbell, stop: &Stop) {
+        let _guard = self.interrupt.fail_on_panic(super::NAME);
+        if let Err(e) = self.serve(doorbell, stop) {
             self.interrupt.fail(&e);
         }
     }
 
-    fn serve(&mut self, doorbell: &Doorbell, poll: Duration, stop: &Stop) -> Result<(), Error> {
-        let mut watch = Watch::new(poll);
+    fn serve(&mut self, doorbell: &Doorbell, stop: &Stop) -> Result<(), Error> {
         while !stop.is_set() {
             self.queue.disable_kicks()?;
             self.drain(stop)?;
-            if watch.sees(|| self.queue.has_available(), stop)? || self.queue.enable_kicks()? {
-                continue;
+            // Sleeping at once beats watching the ring for the next request: a wake-up costs a few
+            // microseconds, and the guest's vCPU wants the host's core meanwhile.
+            if !self.queue.enable_kicks()? {
+                doorbell.wait();
             }
-            let asleep = Instant::now();
-            doorbell.wait();
-            watch.slept(asleep.elapsed());
         }
         Ok(())
     }
@@ -70,72 +67,5 @@ impl BlkQueue {
             self.interrupt.queue_used(self.queue.index());
         }
         Ok(())
-    }
-}
-
-/// Watches the ring for a while before the thread sleeps: a wake-up costs more than a small request. How
-/// long follows the guest: a quick one is awaited, a slow one is not.
-struct Watch {
-    longest: Duration,
-    window: Duration,
-}
-
-impl Watch {
-    /// Where a window starts to grow.
-    const SHORTEST: Duration = Duration::from_micros(4);
-
-    fn new(longest: Duration) -> Self {
-        Self { longest, window: Duration::ZERO }
-    }
-
-    /// Watches until `available`, for at most the window.
-    fn sees(&self, available: impl Fn() -> Result<bool, Error>, stop: &Stop) -> Result<bool, Error> {
-        if self.window.is_zero() {
-            return Ok(false);
-        }
-        let start = Instant::now();
-        while start.elapsed() < self.window && !stop.is_set() {
-            for _ in 0..16 {
-                if available()? {
-                    return Ok(true);
-                }
-                hint::spin_loop();
-            }
-        }
-        Ok(false)
-    }
-
-    /// The thread was asleep for `time`: a bit more watching would have seen the request, or not.
-    fn slept(&mut self, time: Duration) {
-        self.window = if self.window + time <= self.longest {
-            (self.window * 2).max(Self::SHORTEST).min(self.longest)
-        } else {
-            self.window / 2
-        };
-        if self.window < Self::SHORTEST {
-            self.window = Duration::ZERO;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_window_follows_the_guest() {
-        let us = Duration::from_micros;
-        let mut watch = Watch::new(us(50));
-        watch.slept(us(20));
-        watch.slept(us(20));
-        watch.slept(us(20));
-        assert_eq!(watch.window, us(16));
-        assert!(watch.sees(|| Ok(true), &Stop::default()).unwrap());
-        watch.slept(us(1000));
-        watch.slept(us(1000));
-        assert_eq!(watch.window, us(4));
-        watch.slept(us(1000));
-        assert_eq!(watch.window, Duration::ZERO);
-        assert!(!watch.sees(|| panic!("a closed window looks"), &Stop::default()).unwrap());
     }
 }

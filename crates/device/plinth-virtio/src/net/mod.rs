@@ -50,7 +50,7 @@ impl NetConfig {
     /// A card with address `mac` and defaults for everything else.
     #[must_use]
     pub fn new(mac: [u8; 6]) -> Self {
-        Self { mac, mtu: None, queue_size: 256 }
+        Self { mac, mtu: None, queue_size: 512 }
     }
 }
 

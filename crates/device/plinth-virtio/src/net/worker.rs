@@ -15,8 +15,10 @@ use crate::{Error, Interrupt, VirtQueue};
 const MAX_FRAME: usize = 65_550;
 /// An Ethernet header.
 const MIN_FRAME: usize = 14;
-/// Frames moved one way before the other way is looked at, and before the guest is told.
+/// Frames moved one way before the other way is looked at.
 const BATCH: usize = 64;
+/// Bytes delivered before the guest is told, though more follow: it can work on these meanwhile.
+const BYTES_AN_INTERRUPT: usize = 64 << 10;
 
 /// Guest to network.
 struct Transmit {
@@ -79,6 +81,7 @@ impl NetQueues {
     /// Moves frames until told to stop, and gives the backend back. If the driver breaks a queue, the backend
     /// is still served, so that its connections end properly, and its frames are dropped.
     pub(crate) fn run(mut self, doorbell: &Doorbell, stop: &Stop) -> Box<dyn NetBackend> {
+        let _guard = self.interrupt.fail_on_panic(super::NAME);
         while !stop.is_set() {
             if let Err(e) = self.serve(doorbell, stop) {
                 self.interrupt.fail(&e);
@@ -207,7 +210,7 @@ impl Receive {
         offloads: Offloads,
         interrupt: &Interrupt,
     ) -> Result<bool, Error> {
-        let mut received = 0;
+        let (mut received, mut bytes) = (0, 0);
         while received < BATCH {
             let Some((len, meta)) = self.waiting.take().or_else(|| backend.recv(&mut self.frame)) else {
                 break;
@@ -219,6 +222,11 @@ impl Receive {
                 break;
             }
             received += 1;
+            bytes += len;
+            if bytes >= BYTES_AN_INTERRUPT {
+                signal(&mut self.queue, interrupt)?;
+                bytes = 0;
+            }
         }
         signal(&mut self.queue, interrupt)?;
         Ok(received != 0)

@@ -37,8 +37,9 @@ pub struct UserNetConfig {
     pub forwards: Vec<PortForward>,
     /// Whether the gateway's address reaches servers on the host's loopback.
     pub host_loopback: bool,
-    /// Cuts the guest off from everything but forwarded ports: no host, no name server, no outside.
-    pub isolated: bool,
+    /// Whether the guest reaches the world outside, name servers included. Without this and
+    /// `host_loopback`, only forwarded ports connect it to anything.
+    pub outside: bool,
 }
 
 impl Default for UserNetConfig {
@@ -55,7 +56,7 @@ impl Default for UserNetConfig {
             resolvers: None,
             forwards: Vec::new(),
             host_loopback: true,
-            isolated: false,
+            outside: true,
         }
     }
 }

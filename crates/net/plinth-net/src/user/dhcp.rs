@@ -1,4 +1,4 @@
-//! The DHCP server (RFC 2131, RFC 2132): a few leases, kept for the life of the network.
+//! The DHCP server (RFC 2131, RFC 2132): a few leases, kept until the card is reset.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -29,6 +29,8 @@ mod option {
     pub(super) const DOMAIN_SEARCH: u8 = 119;
 }
 
+/// The size of a BOOTP message (RFC 951, section 3), below which old clients take nothing.
+const MIN_MESSAGE: usize = 300;
 /// The longest option of RFC 2132.
 const MAX_OPTION: usize = 255;
 
@@ -74,6 +76,11 @@ impl DhcpServer {
             hostname: config.hostname.clone(),
             search: config.search_domains.clone(),
         }
+    }
+
+    /// Forgets the leases: a guest that starts anew may have another hardware address.
+    pub(super) fn reset(&mut self) {
+        self.leases.clear();
     }
 
     fn lease_of(&self, mac: EthernetAddress) -> Option<Ipv4Addr> {
@@ -194,7 +201,7 @@ impl DhcpServer {
             rebind_duration: None,
             additional_options: &extra,
         };
-        let mut message = vec![0; repr.buffer_len()];
+        let mut message = vec![0; repr.buffer_len().max(MIN_MESSAGE)];
         if repr.emit(&mut DhcpPacket::new_unchecked(&mut message[..])).is_err() {
             return;
         }

@@ -57,9 +57,10 @@ impl PingNat {
         Self { flows: Slab::new(MAX_FLOWS), by_key: HashMap::new(), scratch: vec![0; MAX_DATAGRAM].into() }
     }
 
-    pub(super) fn reset(&mut self) {
-        self.flows.clear();
-        self.by_key.clear();
+    pub(super) fn reset(&mut self, net: &mut Net) {
+        for id in self.flows.ids() {
+            self.remove(net, id);
+        }
     }
 
     /// An ICMP message of the guest's.
@@ -110,7 +111,7 @@ impl PingNat {
         if self.flows.is_full()
             && let Some(oldest) = self.flows.iter().min_by_key(|(_, flow)| flow.last_used).map(|(id, _)| id)
         {
-            self.remove(oldest);
+            self.remove(net, oldest);
         }
         let socket = open_ping_socket(key.remote).map_err(|error| unreachable_reason(&error))?;
         let last_used = net.now;
@@ -126,8 +127,9 @@ impl PingNat {
         Ok(id)
     }
 
-    fn remove(&mut self, id: SlotId) {
-        if let Some(flow) = self.flows.remove(id) {
+    fn remove(&mut self, net: &mut Net, id: SlotId) {
+        if let Some(mut flow) = self.flows.remove(id) {
+            net.reactor.disarm(&mut flow.alarm, Token::Ping(id));
             self.by_key.remove(&flow.key);
         }
     }
@@ -147,7 +149,7 @@ impl PingNat {
         flow.alarm.fired();
         let deadline = flow.last_used + IDLE;
         if deadline <= net.now {
-            self.remove(id);
+            self.remove(net, id);
         } else {
             net.reactor.arm(&mut flow.alarm, Token::Ping(id), deadline, net.now);
         }

@@ -33,7 +33,9 @@ pub(super) struct Lan {
     pub(super) mac: EthernetAddress,
     pub(super) mtu: u16,
     host_loopback: bool,
-    isolated: bool,
+    /// The host's own address that the gateway's stands for.
+    pub(super) host_addr: Ipv4Addr,
+    outside: bool,
     neighbors: HashMap<Ipv4Addr, EthernetAddress>,
     /// The neighbors in the order of their arrival, so that the oldest makes room.
     arrivals: VecDeque<Ipv4Addr>,
@@ -52,7 +54,8 @@ impl Lan {
             mac: EthernetAddress([0x52, 0x55, a, b, c, d]),
             mtu: config.mtu,
             host_loopback: config.host_loopback,
-            isolated: config.isolated,
+            host_addr: Ipv4Addr::LOCALHOST,
+            outside: config.outside,
             neighbors: HashMap::new(),
             arrivals: VecDeque::new(),
         }
@@ -96,13 +99,11 @@ impl Lan {
         {
             // Besides what may not be on a wire at all, Linux takes 0.0.0.0 for its own loopback.
             Route::Discard
-        } else if self.isolated {
-            Route::Unreachable
         } else if addr == self.gateway && self.host_loopback {
-            Route::Host(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), dst.port()))
-        } else if addr == self.dns && dst.port() == 53 {
+            Route::Host(SocketAddr::new(self.host_addr.into(), dst.port()))
+        } else if addr == self.dns && dst.port() == 53 && self.outside {
             Route::Resolver
-        } else if self.contains(addr) {
+        } else if self.contains(addr) || !self.outside {
             Route::Unreachable
         } else {
             Route::Host(dst)
@@ -175,8 +176,10 @@ mod tests {
         {
             assert_eq!(lan.route(addr(martian)), Route::Discard, "{martian}");
         }
-        let closed = Lan::new(&UserNetConfig { isolated: true, ..Default::default() });
+        let closed = Lan::new(&UserNetConfig { outside: false, ..Default::default() });
         assert_eq!(closed.route(addr("192.0.2.1:54")), Route::Unreachable);
+        assert_eq!(closed.route(addr("10.0.2.3:53")), Route::Unreachable);
+        assert_eq!(closed.route(addr("10.0.2.2:80")), Route::Host(addr("127.0.0.1:80")));
         let private = Lan::new(&UserNetConfig { host_loopback: false, ..Default::default() });
         assert_eq!(private.route(addr("10.0.2.2:80")), Route::Unreachable);
     }

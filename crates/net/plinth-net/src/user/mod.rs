@@ -12,7 +12,7 @@ mod slab;
 mod tcp;
 mod udp;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
@@ -99,18 +99,22 @@ impl UserNet {
         &self.forwards
     }
 
-    /// Drops all that depends on the guest's driver.
-    fn restart(&mut self) {
-        self.tcp.reset();
-        self.udp.reset();
-        self.ping.reset();
-        self.reassembler.clear();
-        self.net.reset();
-        self.tcp.rescan(&mut self.net);
-        self.udp.rescan(&mut self.net);
+    /// Lets the gateway's address stand for another address of the host's.
+    pub(crate) fn set_host_addr(&mut self, addr: Ipv4Addr) {
+        self.net.lan.host_addr = addr;
     }
 
-    fn learn(&mut self, addr: std::net::Ipv4Addr, mac: EthernetAddress) {
+    /// Drops all that depends on the guest's driver.
+    fn restart(&mut self) {
+        self.net.reset();
+        self.dhcp.reset();
+        self.reassembler.clear();
+        self.tcp.reset(&mut self.net);
+        self.udp.reset(&mut self.net);
+        self.ping.reset(&mut self.net);
+    }
+
+    fn learn(&mut self, addr: Ipv4Addr, mac: EthernetAddress) {
         if self.net.lan.learn(addr, mac) {
             self.tcp.on_neighbor(&mut self.net);
         }

@@ -73,7 +73,6 @@ impl Net {
     pub(super) fn reset(&mut self) {
         self.outbox.clear();
         self.ready.clear();
-        self.reactor.clear_deadlines(self.now);
         self.lan.forget_neighbors();
         self.offloads = Offloads::NONE;
     }

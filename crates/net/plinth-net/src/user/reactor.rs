@@ -1,7 +1,6 @@
 //! The host's events and deadlines behind one descriptor.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::BTreeSet;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
@@ -67,9 +66,9 @@ pub(super) struct Readiness {
     pub(super) hangup: bool,
 }
 
-/// An owner's claim to be woken: at most one entry per owner is in the heap unless its deadline moves
-/// forward, which is rare; one that moves back (each segment restarts a retransmission timer) costs
-/// nothing until the old deadline passes.
+/// An owner's claim to be woken, of which there is one at a time. A deadline that moves back (each segment
+/// restarts a retransmission timer) costs nothing: the claim stays, and when it fires the owner makes the
+/// next one. An owner that goes away must [`disarm`](Reactor::disarm) its alarm.
 #[derive(Debug, Default)]
 pub(super) struct Alarm {
     armed: Option<Instant>,
@@ -85,7 +84,7 @@ impl Alarm {
 pub(super) struct Reactor {
     epoll: OwnedFd,
     timer: OwnedFd,
-    deadlines: BinaryHeap<Reverse<(Instant, u64)>>,
+    deadlines: BTreeSet<(Instant, u64)>,
     programmed: Option<Instant>,
 }
 
@@ -98,7 +97,7 @@ impl Reactor {
             .map_err(NetError::host("create a timer"))?;
         epoll::add(&epoll, &timer, EventData::new_u64(Token::Timer.to_bits()), EventFlags::IN)
             .map_err(NetError::host("watch a timer"))?;
-        Ok(Self { epoll, timer, deadlines: BinaryHeap::new(), programmed: None })
+        Ok(Self { epoll, timer, deadlines: BTreeSet::new(), programmed: None })
     }
 
     pub(super) fn poll_fd(&self) -> BorrowedFd<'_> {
@@ -139,38 +138,34 @@ impl Reactor {
         if alarm.armed.is_some_and(|armed| armed <= at) {
             return;
         }
+        self.disarm(alarm, token);
         alarm.armed = Some(at);
-        self.deadlines.push(Reverse((at, token.to_bits())));
+        self.deadlines.insert((at, token.to_bits()));
         if self.programmed.is_none_or(|programmed| at < programmed) {
             self.program(Some(at), now);
         }
     }
 
-    /// The next owner whose deadline has passed. Owners may be gone, or woken for nothing.
-    pub(super) fn next_expired(&mut self, now: Instant) -> Option<Token> {
-        while let Some(&Reverse((at, bits))) = self.deadlines.peek() {
-            if at > now {
-                break;
-            }
-            self.deadlines.pop();
-            if let Some(token) = Token::from_bits(bits) {
-                return Some(token);
-            }
+    /// Takes back a claim that has not fired. The timer may still wake the network once, for nothing.
+    pub(super) fn disarm(&mut self, alarm: &mut Alarm, token: Token) {
+        if let Some(at) = alarm.armed.take() {
+            self.deadlines.remove(&(at, token.to_bits()));
         }
-        None
+    }
+
+    /// The next owner whose deadline has passed.
+    pub(super) fn next_expired(&mut self, now: Instant) -> Option<Token> {
+        let &(at, bits) = self.deadlines.first().filter(|(at, _)| *at <= now)?;
+        self.deadlines.remove(&(at, bits));
+        Token::from_bits(bits)
     }
 
     /// Moves the timer on to the earliest deadline left, once those that passed are handled.
     pub(super) fn settle_timer(&mut self, now: Instant) {
         if self.programmed.is_some_and(|programmed| programmed <= now) {
-            let next = self.deadlines.peek().map(|&Reverse((at, _))| at);
+            let next = self.deadlines.first().map(|&(at, _)| at);
             self.program(next, now);
         }
-    }
-
-    pub(super) fn clear_deadlines(&mut self, now: Instant) {
-        self.deadlines.clear();
-        self.program(None, now);
     }
 
     fn program(&mut self, at: Option<Instant>, now: Instant) {

@@ -126,18 +126,13 @@ impl UdpNat {
     }
 
     /// Forgets the guest's flows; forwarded ports stay open.
-    pub(super) fn reset(&mut self) {
-        self.flows.clear();
-        self.by_key.clear();
-        self.by_peer.clear();
-        for port in &mut self.ports {
-            port.queued = false;
+    pub(super) fn reset(&mut self, net: &mut Net) {
+        for id in self.flows.ids() {
+            self.remove(net, id);
         }
-    }
-
-    /// Ports whose sockets may hold datagrams from before a reset.
-    pub(super) fn rescan(&mut self, net: &mut Net) {
         for index in 0..self.ports.len() {
+            self.ports[index].queued = false;
+            // Its socket may hold datagrams of which the event has been reported.
             self.on_port_event(net, index);
         }
     }
@@ -179,7 +174,7 @@ impl UdpNat {
                 None => return Err(Icmpv4DstUnreachable::PortUnreachable),
             },
         };
-        self.make_room();
+        self.make_room(net);
         match open_connected(target) {
             Ok(socket) => Ok(self.insert(net, key, Via::Own { socket, dns })),
             // Out of descriptors, say: the datagram is lost, which UDP allows.
@@ -208,8 +203,9 @@ impl UdpNat {
         Some(id)
     }
 
-    fn remove(&mut self, id: SlotId) {
-        if let Some(flow) = self.flows.remove(id) {
+    fn remove(&mut self, net: &mut Net, id: SlotId) {
+        if let Some(mut flow) = self.flows.remove(id) {
+            net.reactor.disarm(&mut flow.alarm, Token::Udp(id));
             self.by_key.remove(&flow.key);
             if let Via::Port { index, peer } = flow.via {
                 self.by_peer.remove(&(index, peer));
@@ -218,11 +214,11 @@ impl UdpNat {
     }
 
     /// A full table loses the flow that has been silent for longest.
-    fn make_room(&mut self) {
+    fn make_room(&mut self, net: &mut Net) {
         if self.flows.is_full() {
             let oldest = self.flows.iter().min_by_key(|(_, flow)| flow.last_used).map(|(id, _)| id);
             if let Some(id) = oldest {
-                self.remove(id);
+                self.remove(net, id);
             }
         }
     }
@@ -277,7 +273,7 @@ impl UdpNat {
         flow.alarm.fired();
         let deadline = flow.last_used + flow.lifetime();
         if deadline <= net.now {
-            self.remove(id);
+            self.remove(net, id);
         } else {
             net.reactor.arm(&mut flow.alarm, Token::Udp(id), deadline, net.now);
         }
@@ -347,7 +343,7 @@ impl UdpNat {
             flow.last_used = net.now;
             return Some(flow.key.remote);
         }
-        self.make_room();
+        self.make_room(net);
         let key = free_key(guest, net.lan.visible_peer(peer), net.lan.gateway, |key| {
             !self.by_key.contains_key(key)
         })?;

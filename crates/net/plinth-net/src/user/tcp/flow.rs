@@ -5,6 +5,7 @@ use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use smoltcp::socket::tcp::State;
+use smoltcp::wire::TcpPacket;
 
 use super::super::FlowKey;
 use super::super::net::{ETHERNET_HEADER, Net};
@@ -95,9 +96,28 @@ impl Flow {
         }
     }
 
+    /// Whether the guest's SYN, without an acknowledgment, starts a connection of its own rather than
+    /// repeats itself: a guest that has restarted does not know of this one.
+    pub(super) fn is_stale(&mut self) -> bool {
+        match &mut self.phase {
+            Phase::Open(stack) => !matches!(stack.socket().state(), State::Listen | State::SynReceived),
+            // The host has yet to take the last bytes; the guest will repeat its SYN.
+            Phase::Draining { .. } | Phase::Connecting { .. } | Phase::Unresolved => false,
+        }
+    }
+
     /// A packet of the guest's for this flow.
-    pub(super) fn on_guest_packet(&mut self, net: &Net, packet: &[u8], reply: &mut [u8]) -> Option<Sent> {
+    pub(super) fn on_guest_packet(
+        &mut self,
+        net: &Net,
+        packet: &[u8],
+        segment: &TcpPacket<&[u8]>,
+        reply: &mut [u8],
+    ) -> Option<Sent> {
         let Phase::Open(stack) = &mut self.phase else { return None };
+        if !stack.admits(segment) {
+            return None;
+        }
         let sent = stack.ingress(packet, reply, net.stack_now());
         self.note_state();
         sent

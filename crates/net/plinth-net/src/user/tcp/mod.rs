@@ -118,24 +118,13 @@ impl TcpNat {
         Ok(addr)
     }
 
-    /// Breaks the guest's connections; forwarded ports stay open.
-    pub(super) fn reset(&mut self) {
-        let ids: Vec<_> = self.flows.iter().map(|(id, _)| id).collect();
-        for id in ids {
-            self.remove(id, Verdict::Broken);
-        }
-        self.dirty.clear();
-        self.unresolved.clear();
-        self.unresolved_alarm.fired();
-        for listener in &mut self.listeners {
-            listener.alarm.fired();
-        }
-    }
-
-    /// Accepts what came to the forwarded ports but was not accepted for lack of room.
-    pub(super) fn rescan(&mut self, net: &mut Net) {
-        for index in 0..self.listeners.len() {
-            self.accept(net, index);
+    /// Breaks the guest's connections. Forwarded ports stay open, and who waits there for the guest goes on
+    /// waiting.
+    pub(super) fn reset(&mut self, net: &mut Net) {
+        for id in self.flows.ids() {
+            if self.flows.get_mut(id).is_some_and(|flow| !matches!(flow.phase, Phase::Unresolved)) {
+                self.remove(net, id, Verdict::Broken);
+            }
         }
     }
 
@@ -152,8 +141,15 @@ impl TcpNat {
             guest: SocketAddr::new(header.src_addr.into(), tcp.src_port()),
             remote: SocketAddr::new(header.dst_addr.into(), tcp.dst_port()),
         };
+        let starts = tcp.syn() && !tcp.ack() && !tcp.rst();
+        if starts
+            && let Some(&id) = self.by_key.get(&key)
+            && self.flows.get_mut(id).is_some_and(Flow::is_stale)
+        {
+            self.remove(net, id, Verdict::Broken);
+        }
         let Some(&id) = self.by_key.get(&key) else {
-            if tcp.syn() && !tcp.ack() && !tcp.rst() {
+            if starts {
                 self.open(net, key, packet, header, segment);
             } else if !tcp.rst() {
                 send_reset(net, header, &tcp);
@@ -162,13 +158,13 @@ impl TcpNat {
         };
         let Some(flow) = self.flows.get_mut(id) else { return };
         match &mut flow.phase {
-            Phase::Connecting { .. } if tcp.rst() => self.remove(id, Verdict::Broken),
+            Phase::Connecting { .. } if tcp.rst() => self.remove(net, id, Verdict::Broken),
             // A guest that starts anew has another initial sequence number.
             Phase::Connecting { syn } if tcp.syn() => *syn = packet.to_vec(),
             Phase::Connecting { .. } | Phase::Unresolved | Phase::Draining { .. } => {}
             Phase::Open(_) => {
                 let mut frame = vec![0; ETHERNET_HEADER + REPLY_ROOM];
-                if let Some(sent) = flow.on_guest_packet(net, packet, &mut frame[ETHERNET_HEADER..]) {
+                if let Some(sent) = flow.on_guest_packet(net, packet, &tcp, &mut frame[ETHERNET_HEADER..]) {
                     push_reply(net, key, frame, &sent);
                 }
                 self.mark(id);
@@ -209,8 +205,9 @@ impl TcpNat {
         Some(id)
     }
 
-    fn remove(&mut self, id: SlotId, verdict: Verdict) {
-        let Some(flow) = self.flows.remove(id) else { return };
+    fn remove(&mut self, net: &mut Net, id: SlotId, verdict: Verdict) {
+        let Some(mut flow) = self.flows.remove(id) else { return };
+        net.reactor.disarm(&mut flow.alarm, Token::Tcp(id));
         self.by_key.remove(&flow.key);
         if verdict == Verdict::Broken {
             // Closing then resets the host's connection, as the guest's was. Best effort.
@@ -300,7 +297,7 @@ impl TcpNat {
                 flow.phase = Phase::Open(Box::new(stack));
                 self.mark(id);
             }
-            None => self.remove(id, Verdict::Broken),
+            None => self.remove(net, id, Verdict::Broken),
         }
     }
 
@@ -323,7 +320,7 @@ impl TcpNat {
             let Some(flow) = self.flows.get_mut(id) else { continue };
             let guest = flow.key.guest.ip();
             if net.now.saturating_duration_since(flow.since) >= GUEST_PATIENCE {
-                self.remove(id, Verdict::Broken);
+                self.remove(net, id, Verdict::Broken);
                 continue;
             }
             if !asked.contains(&guest) {
@@ -367,7 +364,7 @@ impl TcpNat {
                     net.ready.push_back(Token::Tcp(id));
                 }
             }
-            verdict => self.remove(id, verdict),
+            verdict => self.remove(net, id, verdict),
         }
     }
 
@@ -382,15 +379,16 @@ impl TcpNat {
         let Ok(header) = Ipv4Repr::parse(&packet, &ChecksumCapabilities::ignored()) else { return };
         if let Err(error) = result {
             refuse(net, &header, packet.payload(), &error);
-            return self.remove(id, Verdict::Broken);
+            return self.remove(net, id, Verdict::Broken);
         }
+        let Ok(segment) = TcpPacket::new_checked(packet.payload()) else { return };
         let config = stack_config(net, max_segment_size(&header, packet.payload()), live);
         let Some(stack) = Stack::listen(flow.key.remote, &config, net.stack_now()) else {
-            return self.remove(id, Verdict::Broken);
+            return self.remove(net, id, Verdict::Broken);
         };
         flow.phase = Phase::Open(Box::new(stack));
         let mut frame = vec![0; ETHERNET_HEADER + REPLY_ROOM];
-        if let Some(sent) = flow.on_guest_packet(net, &syn, &mut frame[ETHERNET_HEADER..]) {
+        if let Some(sent) = flow.on_guest_packet(net, &syn, &segment, &mut frame[ETHERNET_HEADER..]) {
             push_reply(net, flow.key, frame, &sent);
         }
         self.mark(id);
@@ -405,7 +403,7 @@ impl TcpNat {
         flow.queued = false;
         match flow.settle(net.now) {
             Verdict::Keep => self.rearm(net, id),
-            verdict => self.remove(id, verdict),
+            verdict => self.remove(net, id, verdict),
         }
         None
     }

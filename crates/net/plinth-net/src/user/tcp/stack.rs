@@ -9,9 +9,11 @@ use std::num::NonZeroUsize;
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, PacketMeta, RxToken, TxToken};
-use smoltcp::socket::tcp::{Socket, SocketBuffer};
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpListenEndpoint};
+use smoltcp::wire::{
+    HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpListenEndpoint, TcpPacket, TcpSeqNumber,
+};
 
 use crate::Offloads;
 
@@ -54,6 +56,9 @@ pub(super) struct Stack {
     sockets: SocketSet<'static>,
     handle: SocketHandle,
     caps: DeviceCapabilities,
+    /// The sequence number after the last for which the receive buffer has room, once one is told to the
+    /// guest.
+    receive_edge: Option<TcpSeqNumber>,
 }
 
 fn capabilities(config: &StackConfig) -> DeviceCapabilities {
@@ -94,7 +99,7 @@ impl Stack {
         socket.set_timeout(Some(HANDSHAKE_TIMEOUT));
         let mut sockets = SocketSet::new(Vec::new());
         let handle = sockets.add(socket);
-        Self { iface, sockets, handle, caps }
+        Self { iface, sockets, handle, caps, receive_edge: None }
     }
 
     /// An endpoint that awaits the guest's SYN to `local`, which is unicast. `None` if the address is none
@@ -133,18 +138,49 @@ impl Stack {
         socket.set_keep_alive(Some(KEEP_ALIVE));
     }
 
-    /// Takes an IP packet from the guest; writes the immediate answer, if there is one, into `reply`.
+    /// Whether a segment may reach the library, which trusts its peer in places: a segment that goes
+    /// beyond the window, or a SYN that crosses ours, would trip its assertions. No guest has a reason
+    /// for either.
+    pub(super) fn admits(&mut self, segment: &TcpPacket<&[u8]>) -> bool {
+        let state = self.socket().state();
+        if segment.syn() {
+            return if segment.ack() { state == State::SynSent } else { state == State::Listen };
+        }
+        let payload = segment.payload().len();
+        payload == 0 || self.receive_edge.is_some_and(|edge| segment.seq_number() + payload <= edge)
+    }
+
+    /// Takes an IP packet from the guest, which [`admits`](Self::admits) its segment; writes the immediate
+    /// answer, if there is one, into `reply`.
     pub(super) fn ingress(&mut self, packet: &[u8], reply: &mut [u8], now: Instant) -> Option<Sent> {
-        let mut link = Link { caps: &self.caps, rx: Some(packet), tx: reply, sent: None };
+        let mut link = Link { caps: &self.caps, rx: Some(packet), tx: &mut *reply, sent: None };
         self.iface.poll_ingress_single(now, &mut link, &mut self.sockets);
-        link.sent
+        let sent = link.sent?;
+        self.note_window(reply);
+        Some(sent)
+    }
+
+    /// Takes note of the room that a packet of ours, at the start of `packet`, has promised. The buffer's
+    /// room, not the packet's window: that is rounded, and scaled or not.
+    fn note_window(&mut self, packet: &[u8]) {
+        let header_len = if packet.first().is_some_and(|byte| byte >> 4 == 4) { 20 } else { 40 };
+        let Some(Ok(segment)) = packet.get(header_len..).map(TcpPacket::new_checked) else { return };
+        if segment.ack() {
+            let socket = self.socket();
+            let edge = segment.ack_number() + (socket.recv_capacity() - socket.recv_queue());
+            if self.receive_edge.is_none_or(|known| known < edge) {
+                self.receive_edge = Some(edge);
+            }
+        }
     }
 
     /// Writes the next IP packet for the guest into `buf`; `None` when there is nothing to send now.
     pub(super) fn egress(&mut self, buf: &mut [u8], now: Instant) -> Option<Sent> {
-        let mut link = Link { caps: &self.caps, rx: None, tx: buf, sent: None };
+        let mut link = Link { caps: &self.caps, rx: None, tx: &mut *buf, sent: None };
         self.iface.poll_egress(now, &mut link, &mut self.sockets);
-        link.sent
+        let sent = link.sent?;
+        self.note_window(buf);
+        Some(sent)
     }
 
     /// When [`egress`](Self::egress) is to be called even if nothing happens.
