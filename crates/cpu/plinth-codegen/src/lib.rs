@@ -12,7 +12,7 @@ mod memory;
 mod thunks;
 mod translate;
 
-pub use memory::{CodeAddress, CodeMemory};
+pub use memory::{CodeAddress, CodeMemory, EnterFn};
 pub use translate::{ExitSite, Region, Straddle, Translator};
 
 use std::io;

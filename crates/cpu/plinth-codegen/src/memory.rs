@@ -11,6 +11,9 @@ use crate::CodegenError;
 use crate::frame::{Frame, Runtime, ThunkTable};
 use crate::thunks::{self, Thunks};
 
+/// Enters translated code; see [`CodeMemory::enter`].
+pub type EnterFn = unsafe extern "C" fn(*mut Frame, CodeAddress) -> u32;
+
 /// Address of host code in the executable mapping.
 pub type CodeAddress = u64;
 
@@ -167,10 +170,16 @@ impl CodeMemory {
     /// address of an entry of a region that [`crate::Translator`] put into this memory and that has not
     /// been dropped since.
     pub unsafe fn enter(&self, frame: *mut Frame, code: CodeAddress) -> u32 {
+        // SAFETY: as the caller promises.
+        unsafe { self.enter_fn()(frame, code) }
+    }
+
+    /// The function behind [`CodeMemory::enter`], with the same contract, valid as long as this memory: for a
+    /// caller that shares the memory behind a lock and enters without it.
+    #[must_use]
+    pub fn enter_fn(&self) -> EnterFn {
         // SAFETY: the thunk was written by `thunks::build` with this signature.
-        let enter: extern "C" fn(*mut Frame, CodeAddress) -> u32 =
-            unsafe { std::mem::transmute(self.thunks.enter as *const ()) };
-        enter(frame, code)
+        unsafe { std::mem::transmute::<*const (), EnterFn>(self.thunks.enter as *const ()) }
     }
 }
 
