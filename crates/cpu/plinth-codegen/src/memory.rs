@@ -17,10 +17,6 @@ pub type EnterFn = unsafe extern "C" fn(*mut Frame, CodeAddress) -> u32;
 /// Address of host code in the executable mapping.
 pub type CodeAddress = u64;
 
-/// Runs translated code: see [`CodeMemory::enter`], whose conditions are its own. It is valid as long as the
-/// [`CodeMemory`] that gave it.
-pub type EnterFn = unsafe extern "C" fn(frame: *mut Frame, code: CodeAddress) -> u32;
-
 /// Alignment of a piece of code, in bytes.
 const ALIGN: usize = 16;
 
@@ -178,10 +174,11 @@ impl CodeMemory {
         unsafe { self.enter_fn()(frame, code) }
     }
 
-    /// [`Self::enter`] as a function, for callers that cannot hold a reference while code runs.
+    /// The function behind [`CodeMemory::enter`], with the same contract, valid as long as this memory: for a
+    /// caller that shares the memory behind a lock and enters without it.
     #[must_use]
     pub fn enter_fn(&self) -> EnterFn {
-        // SAFETY: `thunks::build` wrote a function of this type there.
+        // SAFETY: the thunk was written by `thunks::build` with this signature.
         unsafe { std::mem::transmute::<*const (), EnterFn>(self.thunks.enter as *const ()) }
     }
 }
