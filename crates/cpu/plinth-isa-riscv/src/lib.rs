@@ -1,6 +1,9 @@
 //! RISC-V: instruction table, lifter, privileged architecture.
 
 pub mod compute;
+pub mod decode;
+pub mod generate;
 pub mod helper;
 pub mod mode;
 pub mod slots;
+pub mod table;
