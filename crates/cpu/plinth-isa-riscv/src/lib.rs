@@ -5,5 +5,10 @@ pub mod decode;
 pub mod generate;
 pub mod helper;
 pub mod mode;
+pub mod model;
+pub mod privileged;
+mod sbi;
 pub mod slots;
 pub mod table;
+
+pub use model::{CpuModel, Paging};
