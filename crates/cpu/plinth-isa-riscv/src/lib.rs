@@ -2,8 +2,13 @@
 
 pub mod compute;
 pub mod decode;
+pub mod disasm;
 pub mod generate;
+#[doc(hidden)]
+pub mod harness;
 pub mod helper;
+pub mod isa;
+pub mod lift;
 pub mod mode;
 pub mod model;
 pub mod privileged;
@@ -11,4 +16,5 @@ mod sbi;
 pub mod slots;
 pub mod table;
 
+pub use isa::{Firmware, Riscv};
 pub use model::{CpuModel, Paging};

@@ -114,3 +114,6 @@ pub fn wrs(_: &mut Cpu<'_>, _: u64, _: u64, _: u64) -> HelperResult {
     std::thread::yield_now();
     HelperResult::Next(0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -286,3 +286,6 @@ impl Walk<'_> {
         Ok(was == old)
     }
 }
+
+#[cfg(test)]
+mod tests;
