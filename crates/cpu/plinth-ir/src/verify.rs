@@ -1,7 +1,7 @@
 //! Checks that a block keeps the rules of the IR.
 
 use crate::block::Block;
-use crate::isa::Layout;
+use crate::isa::{Layout, SlotClass};
 use crate::op::{Code, Lane, Op, Ty, Val};
 use crate::spec::{Arg, Dst, Spec, Sub, spec, vectors};
 
@@ -152,8 +152,9 @@ impl Verifier<'_> {
 
     fn slot(&self, at: usize, val: Val, vector: bool) -> Result<(), VerifyError> {
         let index = usize::from(val.as_slot().ok_or(VerifyError::Operand { at, val })?);
-        let slot = self.layout.slots.get(index).ok_or(VerifyError::Operand { at, val })?;
-        let pair = slot.class == crate::SlotClass::Vector && index + 1 < self.layout.slots.len();
+        let class = |i: usize| self.layout.slots.get(i).map(|s| s.class);
+        let first = class(index).ok_or(VerifyError::Operand { at, val })?;
+        let pair = first == SlotClass::Vector && class(index + 1) == Some(SlotClass::Vector);
         if vector && !pair {
             return Err(VerifyError::Class { at, val });
         }
