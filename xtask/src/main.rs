@@ -1,3 +1,52 @@
 //! Automation of the project: `cargo xtask --help`.
 
-fn main() {}
+mod docs;
+mod layers;
+mod spec;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Automation of the project.
+
+Usage: cargo xtask <COMMAND>
+
+Commands:
+  layers   Check that crates import downwards only and that unsafe code is where it may be
+  spec     Check that every promise in SPECIFICATION.md names a test that exists, or is pending
+  docs     Check that every path that the documentation names exists
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let root = root();
+    let result = match args.first().map(String::as_str) {
+        Some("layers") => layers::check(&root),
+        Some("spec") => spec::check(&root),
+        Some("docs") => docs::check(&root),
+        Some("--help" | "-h" | "help") | None => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        Some(other) => Err(vec![format!("no command `{other}`; see `cargo xtask --help`")]),
+    };
+    match result {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::SUCCESS
+        }
+        Err(problems) => {
+            for p in problems {
+                eprintln!("error: {p}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The repository's root: the parent of this crate's folder.
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}

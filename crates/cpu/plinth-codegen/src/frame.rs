@@ -5,8 +5,10 @@
 use std::mem::offset_of;
 use std::sync::atomic::AtomicU32;
 
+use plinth_ir::interp::WORDS;
+
 /// 64-bit slots of guest state that a frame has room for.
-pub const SLOTS: usize = 1024;
+pub const SLOTS: usize = plinth_ir::interp::SLOTS;
 /// Entries of each data TLB.
 pub const TLB_ENTRIES: usize = 4096;
 /// Entries of each code TLB.
@@ -135,8 +137,8 @@ pub struct Frame {
     pub pc_page: u64,
     /// What jump cache keys are made with: random for each mode and address space.
     pub jump_token: u64,
-    /// Guest state.
-    pub slots: [u64; SLOTS],
+    /// Guest state, then scratch room of the interpreter.
+    pub slots: [u64; WORDS],
     /// Tokens of the data TLBs.
     pub tokens: [u64; MMUS],
     /// Tokens of the code TLBs.

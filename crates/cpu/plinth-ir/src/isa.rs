@@ -55,6 +55,15 @@ impl Mode {
     }
 }
 
+/// What address translations of one set depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct AddressSpace {
+    /// What global translations depend on too: paging mode, permission switches, protection regions.
+    pub regime: u32,
+    /// What distinguishes address spaces of one regime (an ASID and the root of the page tables).
+    pub space: u64,
+}
+
 /// Kinds of access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AccessKind {
@@ -236,8 +245,8 @@ pub trait Isa: Send + Sync {
     /// The mode that the state is in.
     fn mode(&self, slots: &[u64]) -> Mode;
     /// What distinguishes the address space of set `mmu` from others: translations are kept by it. Everything
-    /// that changes translations or permissions without a TLB flush by the guest is part of it.
-    fn address_space(&self, slots: &[u64], mmu: usize) -> u64;
+    /// that changes translations or permissions without a TLB flush by the guest is part of it. Cheap.
+    fn address_space(&self, slots: &[u64], mmu: usize) -> AddressSpace;
     /// Translates an access: walks page tables, sets accessed and dirty state.
     ///
     /// # Errors

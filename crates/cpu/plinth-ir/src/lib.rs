@@ -11,12 +11,23 @@
 //! part of a container, zero above.
 
 mod block;
+mod eval;
+#[doc(hidden)]
+pub mod filetest;
+pub mod interp;
 mod isa;
 mod op;
+pub mod softfloat;
+mod spec;
+pub mod text;
+mod verify;
 
 pub use block::{Block, BlockBuilder, Label, LabelId};
+pub use eval::{eval_amo, eval_cond, eval_int, eval_vec, extend, vec_extract, vec_insert, vec_splat};
 pub use isa::{
-    Access, AccessKind, Cpu, CpuEnv, Exception, Helper, HelperFn, HelperResult, Isa, Layout, LiftError,
-    LiftRequest, Mode, PhysFault, SlotClass, SlotInfo, Translation,
+    Access, AccessKind, AddressSpace, Cpu, CpuEnv, Exception, Helper, HelperFn, HelperResult, Isa, Layout,
+    LiftError, LiftRequest, Mode, PhysFault, SlotClass, SlotInfo, Translation,
 };
 pub use op::{AmoOp, Code, Cond, FpCond, Lane, Op, Round, Ty, Val, VecOp, flags};
+pub use softfloat::{FloatOp, eval_float};
+pub use verify::{VerifyError, verify};

@@ -277,6 +277,138 @@ pub enum Code {
     VInsert,
 }
 
+impl Code {
+    /// All opcodes, by value.
+    pub const ALL: &'static [Code] = &[
+        Code::Insn,
+        Code::Label,
+        Code::Br,
+        Code::Jmp,
+        Code::JmpInd,
+        Code::Exit,
+        Code::Helper,
+        Code::Trap,
+        Code::PcRel,
+        Code::Mov,
+        Code::Add,
+        Code::Sub,
+        Code::ShlAdd,
+        Code::And,
+        Code::Or,
+        Code::Xor,
+        Code::AndNot,
+        Code::OrNot,
+        Code::XorNot,
+        Code::Shl,
+        Code::Shr,
+        Code::Sar,
+        Code::Rotl,
+        Code::Rotr,
+        Code::Mul,
+        Code::MulHiS,
+        Code::MulHiU,
+        Code::MulHiSU,
+        Code::DivS,
+        Code::DivU,
+        Code::RemS,
+        Code::RemU,
+        Code::MinS,
+        Code::MinU,
+        Code::MaxS,
+        Code::MaxU,
+        Code::SetCond,
+        Code::Select,
+        Code::Sext8,
+        Code::Sext16,
+        Code::Sext32,
+        Code::Zext8,
+        Code::Zext16,
+        Code::Zext32,
+        Code::Clz,
+        Code::Ctz,
+        Code::Popcnt,
+        Code::Bswap,
+        Code::OrBytes,
+        Code::BitRev8,
+        Code::Load,
+        Code::Store,
+        Code::Amo,
+        Code::Cas,
+        Code::LoadReserved,
+        Code::StoreCond,
+        Code::Fence,
+        Code::FAdd,
+        Code::FSub,
+        Code::FMul,
+        Code::FDiv,
+        Code::FSqrt,
+        Code::FMulAdd,
+        Code::FMin,
+        Code::FMax,
+        Code::FMinNan,
+        Code::FMaxNan,
+        Code::FCmp,
+        Code::FCvtFF,
+        Code::FCvtFI,
+        Code::FCvtIF,
+        Code::FRound,
+        Code::NanBox,
+        Code::NanUnbox,
+        Code::FpFlagsGet,
+        Code::FpFlagsSet,
+        Code::VBin,
+        Code::VSplat,
+        Code::VExtract,
+        Code::VInsert,
+    ];
+
+    /// The opcode with this value.
+    #[must_use]
+    pub fn from_u8(v: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(v)).copied()
+    }
+}
+
+impl Code {
+    /// How many of `a`, `b` and `c` it reads. Those of a [`Code::Helper`] and a [`Code::Trap`] may be absent.
+    #[must_use]
+    pub const fn operands(self) -> u32 {
+        use Code::*;
+        match self {
+            Insn | Label | Jmp | Exit | PcRel | Fence | FpFlagsGet => 0,
+            JmpInd | Trap | Mov | Sext8 | Sext16 | Sext32 | Zext8 | Zext16 | Zext32 | Clz | Ctz | Popcnt
+            | Bswap | OrBytes | BitRev8 | Load | LoadReserved | FSqrt | FCvtFF | FCvtFI | FCvtIF | FRound
+            | NanBox | NanUnbox | FpFlagsSet | VSplat | VExtract => 1,
+            Helper | Select | Cas | FMulAdd => 3,
+            _ => 2,
+        }
+    }
+
+    /// It always leaves the straight line.
+    #[must_use]
+    pub const fn leaves(self) -> bool {
+        matches!(self, Code::Jmp | Code::JmpInd | Code::Exit | Code::Trap)
+    }
+
+    /// It accesses memory, or orders accesses.
+    #[must_use]
+    pub const fn is_memory(self) -> bool {
+        Code::Load as u8 <= self as u8 && self as u8 <= Code::Fence as u8
+    }
+
+    /// It is a floating point operation.
+    #[must_use]
+    pub const fn is_float(self) -> bool {
+        Code::FAdd as u8 <= self as u8 && self as u8 <= Code::FpFlagsSet as u8
+    }
+
+    /// It is a vector operation.
+    #[must_use]
+    pub const fn is_vector(self) -> bool {
+        Code::VBin as u8 <= self as u8
+    }
+}
+
 /// Bits of [`Op::flags`].
 pub mod flags {
     /// A load, AMO or reservation sign-extends to 64 bits.
@@ -383,3 +515,12 @@ pub struct Op {
 }
 
 const _: () = assert!(size_of::<Op>() == 16);
+
+const _: () = {
+    let mut i = 0;
+    while i < Code::ALL.len() {
+        assert!(Code::ALL[i] as usize == i, "Code::ALL is in order");
+        i += 1;
+    }
+    assert!(Code::ALL.len() == Code::VInsert as usize + 1, "Code::ALL is complete");
+};

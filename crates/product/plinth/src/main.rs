@@ -1,3 +1,35 @@
-//! The `plinth` command.
+//! One hypervisor for every machine: the command line.
 
-fn main() {}
+mod accel;
+mod adapter;
+mod cli;
+mod command;
+mod console;
+mod failure;
+mod logging;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{BuildWhat, Cli, Command, ImageCommand};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let format = cli.global.output;
+    let done = logging::start(&cli.global).and_then(|()| match cli.command {
+        Command::Run(args) => command::run::run(*args, &cli.global),
+        Command::Image(ImageCommand::Build(BuildWhat::Debian(args))) => {
+            command::image::build(&args, &cli.global)
+        }
+        Command::Completions { shell } => command::shell::completions(shell),
+        Command::Man { dir } => command::shell::man(dir.as_deref()),
+    });
+    match done {
+        Ok(code) => code,
+        Err(failure) => {
+            failure.print(format);
+            failure.code.into()
+        }
+    }
+}

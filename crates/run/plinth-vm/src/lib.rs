@@ -1,1 +1,43 @@
-//! The life of one virtual machine.
+//! The life of one virtual machine: made by a [`VmBuilder`], run by [`Vm::run`] until the guest powers off,
+//! steered by a [`VmHandle`] meanwhile. What runs the guest's instructions is an [`Accelerator`].
+
+mod accel;
+mod builder;
+mod event;
+mod htif;
+mod thread;
+mod vm;
+
+pub use accel::{Accelerator, VcpuContext};
+pub use builder::VmBuilder;
+pub use event::{Exit, VmHandle};
+pub use vm::Vm;
+
+/// Why a machine could not be made or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The host has no memory for the guest's RAM.
+    #[error(transparent)]
+    Memory(#[from] plinth_memory::Error),
+    /// The board, its devices, or what the guest boots from.
+    #[error(transparent)]
+    Machine(#[from] plinth_machine::Error),
+    /// The host gave no thread.
+    #[error("the host gives no thread for {what}: {source}")]
+    Thread {
+        /// What it was for.
+        what: String,
+        /// What the host said.
+        source: std::io::Error,
+    },
+    /// The accelerator cannot make a vCPU.
+    #[error("cannot make vCPU {index} with '{accelerator}': {why}")]
+    Vcpu {
+        /// Its index.
+        index: u32,
+        /// The accelerator.
+        accelerator: String,
+        /// Why.
+        why: String,
+    },
+}

@@ -7,11 +7,13 @@
 
 #![allow(unsafe_code)] // Raw host addresses of the mapping leave this crate for the CPU engines.
 
+pub mod io;
 mod tracker;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 pub use tracker::{CodeWriteSink, PageTracker};
+use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 pub use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend as GuestMemoryTrait, GuestMemoryRegion, VolatileSlice,
@@ -130,6 +132,22 @@ impl GuestRam {
         self.region(gpa, len).map(|r| (r.hva + (gpa - r.gpa) as usize) as *mut u8)
     }
 
+    /// Gives the whole pages within `gpa .. gpa + len` back to the host. They read as zeros afterwards. Returns
+    /// false if the range is not RAM or the host refuses.
+    pub fn release(&self, gpa: u64, len: u64) -> bool {
+        let Some(region) = self.region(gpa, len) else { return false };
+        let from = (gpa - region.gpa).next_multiple_of(PAGE_SIZE);
+        let to = (gpa - region.gpa + len) / PAGE_SIZE * PAGE_SIZE;
+        let Some(bytes) = to.checked_sub(from).filter(|&b| b != 0) else { return true };
+        let start = (region.hva + from as usize) as *mut libc::c_void;
+        // SAFETY: the range is whole pages of the private anonymous mapping that this value keeps alive;
+        // nothing but guest RAM is there, whose users expect its contents to change under them.
+        let released = unsafe { libc::madvise(start, bytes as usize, libc::MADV_DONTNEED) } == 0;
+        // The contents have changed, as if a device had written zeros.
+        region.tracker.mark_dirty(from as usize, bytes as usize);
+        released
+    }
+
     /// Says that the page at `gpa` holds translated code, or no longer does. Returns what it was before.
     pub fn set_code(&self, gpa: u64, code: bool) -> bool {
         self.region(gpa, 1).is_some_and(|r| r.tracker.set_code(gpa - r.gpa, code))
@@ -142,9 +160,9 @@ impl GuestRam {
     }
 
     /// Sets who is told when a device writes to a page that holds translated code. The first call wins.
-    pub fn set_code_write_sink(&self, sink: &Arc<dyn CodeWriteSink>) {
+    pub fn set_code_write_sink(&self, sink: &Weak<dyn CodeWriteSink>) {
         for r in self.regions.iter() {
-            r.tracker.set_sink(Arc::clone(sink));
+            r.tracker.set_sink(Weak::clone(sink));
         }
     }
 }
@@ -176,11 +194,26 @@ mod tests {
     }
 
     #[test]
+    fn released_pages_read_as_zeros_and_their_neighbours_stay() {
+        let ram = GuestRam::new(&[(0x8000_0000, 0x10000)]).unwrap();
+        for page in 0..16 {
+            ram.memory().write_obj(7u32, GuestAddress(0x8000_0000 + page * PAGE_SIZE)).unwrap();
+        }
+        assert!(ram.release(0x8000_1800, 0x2000));
+        assert!(ram.release(0x8000_8001, 8));
+        assert!(!ram.release(0x8000_f000, 0x2000));
+        let kept: Vec<u32> = (0..16)
+            .map(|page| ram.memory().read_obj(GuestAddress(0x8000_0000 + page * PAGE_SIZE)).unwrap())
+            .collect();
+        assert_eq!(kept, [7, 7, 0, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7]);
+    }
+
+    #[test]
     fn a_device_write_to_a_code_page_is_told() {
         let ram = GuestRam::new(&[(0x8000_0000, 0x10000)]).unwrap();
         let seen = Arc::new(Seen(Mutex::default()));
         let sink: Arc<dyn CodeWriteSink> = seen.clone();
-        ram.set_code_write_sink(&sink);
+        ram.set_code_write_sink(&Arc::downgrade(&sink));
         ram.memory().write_obj(7u32, GuestAddress(0x8000_2000)).unwrap();
         assert!(seen.0.lock().unwrap().is_empty());
         ram.set_code(0x8000_2000, true);

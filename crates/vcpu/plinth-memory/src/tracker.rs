@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
 
@@ -19,7 +19,7 @@ pub trait CodeWriteSink: Send + Sync {
 struct Region {
     gpa: u64,
     flags: Box<[AtomicU8]>,
-    sink: OnceLock<Arc<dyn CodeWriteSink>>,
+    sink: OnceLock<Weak<dyn CodeWriteSink>>,
 }
 
 impl fmt::Debug for Region {
@@ -41,7 +41,7 @@ impl PageTracker {
         Self { region: Some(Arc::new(Region { gpa, flags, sink: OnceLock::new() })), base: 0 }
     }
 
-    pub(crate) fn set_sink(&self, sink: Arc<dyn CodeWriteSink>) {
+    pub(crate) fn set_sink(&self, sink: Weak<dyn CodeWriteSink>) {
         if let Some(r) = &self.region {
             // The first sink wins: one machine has one CPU engine.
             let _ = r.sink.set(sink);
@@ -78,7 +78,7 @@ impl Bitmap for PageTracker {
         let Some(pages) = region.flags.get(first..=(last >> PAGE_SHIFT)) else { return };
         for (i, flag) in pages.iter().enumerate() {
             if flag.load(Ordering::SeqCst) & CODE != 0
-                && let Some(sink) = region.sink.get()
+                && let Some(sink) = region.sink.get().and_then(Weak::upgrade)
             {
                 sink.code_page_written(region.gpa + (((first + i) as u64) << PAGE_SHIFT));
             }

@@ -1,0 +1,237 @@
+//! All translations of a machine: which guest code they came from, where they are, who jumps to them.
+//!
+//! A unit is a region of guest code in one page, for one mode. It is found by guest *physical* address, so
+//! processes that share a library share its translations. Invalidation unlinks the jumps into a unit and
+//! takes it out of the maps; its host code stays until all code is dropped, because another vCPU may be
+//! inside.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
+use plinth_codegen::{CodeMemory, ExitSite};
+use plinth_ir::interp::Program;
+
+const PAGE: u64 = 4096;
+
+/// Multiplies: keys are small integers that nobody outside chooses in bulk.
+#[derive(Default)]
+pub struct FastHasher(u64);
+
+impl Hasher for FastHasher {
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 29)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &b in bytes {
+            self.write_u64(b.into());
+        }
+    }
+
+    fn write_u64(&mut self, v: u64) {
+        self.0 = (self.0.rotate_left(5) ^ v).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn write_u32(&mut self, v: u32) {
+        self.write_u64(v.into());
+    }
+}
+
+type FastMap<K, V> = HashMap<K, V, BuildHasherDefault<FastHasher>>;
+
+/// Where a unit can be entered: guest physical address and mode key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    pub gpa: u64,
+    pub mode: u32,
+}
+
+/// What runs a unit.
+#[derive(Clone)]
+pub enum Body {
+    /// Host code to enter.
+    Host(u64),
+    /// IR, and the operation to start at.
+    Ir(Arc<Program>),
+}
+
+struct Entry {
+    body: Body,
+    unit: u32,
+}
+
+/// A unit as it is registered.
+pub struct NewUnit {
+    pub mode: u32,
+    /// Guest physical address of its first byte.
+    pub gpa: u64,
+    pub len: u32,
+    /// Guest physical page that its last instruction straddles into.
+    pub straddles: Option<u64>,
+    /// Offsets in the page of its entries, and what to run there.
+    pub entries: Vec<(u32, Body)>,
+    pub exits: Vec<ExitSite>,
+}
+
+struct Unit {
+    mode: u32,
+    gpa: u64,
+    len: u32,
+    straddles: Option<u64>,
+    offsets: Vec<u32>,
+    /// Sites linked to this unit.
+    incoming: Vec<u64>,
+}
+
+/// See the module's text.
+pub struct CodeCache {
+    pub memory: Option<CodeMemory>,
+    entries: FastMap<Key, Entry>,
+    units: Vec<Option<Unit>>,
+    /// Units by page address.
+    pages: FastMap<u64, Vec<u32>>,
+    sites: FastMap<u64, ExitSite>,
+    /// How often everything was dropped.
+    pub generation: u64,
+}
+
+impl CodeCache {
+    pub fn new(memory: Option<CodeMemory>) -> Self {
+        Self {
+            memory,
+            entries: FastMap::default(),
+            units: Vec::new(),
+            pages: FastMap::default(),
+            sites: FastMap::default(),
+            generation: 0,
+        }
+    }
+
+    pub fn find(&self, key: Key) -> Option<&Body> {
+        self.entries.get(&key).map(|e| &e.body)
+    }
+
+    pub fn has_code(&self, page: u64) -> bool {
+        self.pages.contains_key(&page)
+    }
+
+    /// Registers a unit. Its first entry replaces one that is there (a straddling instruction whose second
+    /// page changed); the others yield to what is there.
+    pub fn insert(&mut self, new: NewUnit) {
+        let id = self.units.len() as u32;
+        let page = new.gpa & !(PAGE - 1);
+        let mut offsets = Vec::with_capacity(new.entries.len());
+        for (i, (offset, body)) in new.entries.into_iter().enumerate() {
+            let key = Key { gpa: page + u64::from(offset), mode: new.mode };
+            if i == 0 || !self.entries.contains_key(&key) {
+                self.entries.insert(key, Entry { body, unit: id });
+                offsets.push(offset);
+            }
+        }
+        self.pages.entry(page).or_default().push(id);
+        if let Some(second) = new.straddles {
+            self.pages.entry(second).or_default().push(id);
+        }
+        for s in new.exits {
+            self.sites.insert(s.site, s);
+        }
+        let unit = Unit {
+            mode: new.mode,
+            gpa: new.gpa,
+            len: new.len,
+            straddles: new.straddles,
+            offsets,
+            incoming: Vec::new(),
+        };
+        self.units.push(Some(unit));
+    }
+
+    /// Makes the exit at `site` jump to the host code of `key` from now on.
+    pub fn link(&mut self, site: u64, key: Key) {
+        let (Some(entry), Some(exit)) = (self.entries.get(&key), self.sites.get(&site)) else { return };
+        let Body::Host(host) = entry.body else { return };
+        if let Some(unit) = self.units[entry.unit as usize].as_mut()
+            && let Some(memory) = &mut self.memory
+        {
+            unit.incoming.push(site);
+            memory.patch_jump(site, host);
+            if let Some(literal) = exit.page_literal {
+                memory.patch_literal(literal, (key.gpa / PAGE) as u32);
+            }
+        }
+    }
+
+    /// Drops all units that were translated from any of `bytes` bytes at `gpa`. Returns true if there were any.
+    pub fn invalidate(&mut self, gpa: u64, bytes: u64) -> bool {
+        let page = gpa & !(PAGE - 1);
+        let Some(ids) = self.pages.get(&page) else { return false };
+        let end = gpa + bytes;
+        let hit: Vec<u32> = ids
+            .iter()
+            .copied()
+            .filter(|&id| {
+                let Some(u) = &self.units[id as usize] else { return true };
+                let (from, to) = u.extent(page);
+                from < end && gpa < to
+            })
+            .collect();
+        for &id in &hit {
+            self.drop_unit(id);
+        }
+        !hit.is_empty()
+    }
+
+    fn drop_unit(&mut self, id: u32) {
+        let Some(unit) = self.units[id as usize].take() else { return };
+        let page = unit.gpa & !(PAGE - 1);
+        for &o in &unit.offsets {
+            let key = Key { gpa: page + u64::from(o), mode: unit.mode };
+            if self.entries.get(&key).is_some_and(|e| e.unit == id) {
+                self.entries.remove(&key);
+            }
+        }
+        for p in [Some(page), unit.straddles].into_iter().flatten() {
+            if let Some(list) = self.pages.get_mut(&p) {
+                list.retain(|&i| i != id);
+                if list.is_empty() {
+                    self.pages.remove(&p);
+                }
+            }
+        }
+        if let Some(memory) = &mut self.memory {
+            for site in unit.incoming {
+                let Some(exit) = self.sites.get(&site) else { continue };
+                if let Some(literal) = exit.page_literal {
+                    memory.patch_literal(literal, u32::MAX);
+                }
+                memory.patch_jump(site, exit.stub);
+            }
+        }
+    }
+
+    /// Drops everything. No vCPU may be inside translated code. Returns the pages that held some.
+    pub fn clear(&mut self) -> Vec<u64> {
+        if let Some(memory) = &mut self.memory {
+            memory.reset();
+        }
+        self.entries.clear();
+        self.units.clear();
+        self.sites.clear();
+        self.generation += 1;
+        self.pages.drain().map(|(p, _)| p).collect()
+    }
+}
+
+impl Unit {
+    /// Guest physical bytes of it that lie in `page`.
+    fn extent(&self, page: u64) -> (u64, u64) {
+        let end = self.gpa + u64::from(self.len);
+        let first = self.gpa & !(PAGE - 1);
+        if page == first {
+            (self.gpa, end.min(first + PAGE))
+        } else {
+            (page, page + end.saturating_sub(first + PAGE))
+        }
+    }
+}

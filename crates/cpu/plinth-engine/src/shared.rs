@@ -1,0 +1,150 @@
+//! What all vCPUs of a machine share.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+
+use plinth_clock::{Clock, Timers};
+use plinth_ir::Isa;
+use plinth_memory::{CodeWriteSink, GuestRam};
+use plinth_vcpu::{PhysicalBus, Platform};
+
+use crate::Parts;
+use crate::code::CodeCache;
+use crate::control::{Control, Request, current};
+
+const PAGE_MASK: u64 = !4095;
+
+/// How guest code is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// By translation to host code.
+    Translate,
+    /// By interpreting the IR.
+    Interpret,
+}
+
+/// The machine as its vCPUs see it.
+pub struct Shared {
+    pub isa: Arc<dyn Isa>,
+    pub ram: GuestRam,
+    pub bus: Arc<dyn PhysicalBus>,
+    pub platform: Arc<dyn Platform>,
+    pub clock: Clock,
+    pub timers: Arc<Timers>,
+    pub tier: Tier,
+    pub vcpus: RwLock<Vec<Arc<Control>>>,
+    code: Mutex<CodeCache>,
+    /// Somebody drops all code: no vCPU enters any.
+    stopping: Mutex<bool>,
+    stopped: Condvar,
+}
+
+impl Shared {
+    pub fn new(parts: Parts, tier: Tier, code: CodeCache) -> Self {
+        let Parts { isa, ram, bus, platform, timers } = parts;
+        let clock = timers.clock();
+        Self {
+            isa,
+            ram,
+            bus,
+            platform,
+            clock,
+            timers,
+            tier,
+            vcpus: RwLock::default(),
+            code: Mutex::new(code),
+            stopping: Mutex::new(false),
+            stopped: Condvar::new(),
+        }
+    }
+
+    pub fn code(&self) -> MutexGuard<'_, CodeCache> {
+        self.code.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn controls(&self) -> Vec<Arc<Control>> {
+        self.vcpus.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// All vCPUs but the one of this thread forget where translated code is, soon.
+    pub fn drop_jumps_elsewhere(&self) {
+        let me = current();
+        for c in self.controls() {
+            if !me.as_ref().is_some_and(|m| Arc::ptr_eq(m, &c)) {
+                c.post(Request::DropJumps);
+            }
+        }
+    }
+
+    /// The guest wrote `bytes` bytes at `gpa`, in a page that holds translated code. Returns true if any of it
+    /// was translated: the caller's own jump cache is stale then.
+    pub fn code_written(&self, gpa: u64, bytes: u64) -> bool {
+        let mut code = self.code();
+        let hit = code.invalidate(gpa, bytes);
+        if !code.has_code(gpa & PAGE_MASK) {
+            self.ram.set_code(gpa & PAGE_MASK, false);
+        }
+        drop(code);
+        if hit {
+            self.drop_jumps_elsewhere();
+        }
+        hit
+    }
+
+    /// Waits while another vCPU drops all code. False: it had to wait, and must look again.
+    pub fn pass_gate(&self, me: &Control) -> bool {
+        let mut stopping = self.stopping.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*stopping {
+            return true;
+        }
+        me.set_outside();
+        while *stopping {
+            stopping = self.stopped.wait(stopping).unwrap_or_else(PoisonError::into_inner);
+        }
+        false
+    }
+
+    /// Runs `f` with every other vCPU outside of translated code; if another vCPU is doing the same, waits
+    /// for that instead.
+    pub fn stop_world(&self, me: &Control, f: impl FnOnce()) {
+        {
+            let mut stopping = self.stopping.lock().unwrap_or_else(PoisonError::into_inner);
+            if *stopping {
+                drop(stopping);
+                self.pass_gate(me);
+                return;
+            }
+            *stopping = true;
+        }
+        for c in self.controls() {
+            if !std::ptr::eq(Arc::as_ptr(&c), me) {
+                c.post(Request::DropJumps);
+                c.wait_outside();
+            }
+        }
+        f();
+        *self.stopping.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.stopped.notify_all();
+    }
+
+    /// Makes sure that no vCPU stores to page `gpa` without coming to the slow path. `tlb_protect` does it for
+    /// the calling vCPU.
+    pub fn protect_page(&self, gpa: u64, tlb_protect: impl FnOnce()) {
+        if self.ram.set_code(gpa, true) {
+            return;
+        }
+        tlb_protect();
+        let me = current();
+        for c in self.controls() {
+            if !me.as_ref().is_some_and(|m| Arc::ptr_eq(m, &c)) {
+                c.request_and_wait(Request::ProtectPage(gpa), me.as_deref());
+            }
+        }
+    }
+}
+
+impl CodeWriteSink for Shared {
+    fn code_page_written(&self, gpa: u64) {
+        // From a device's thread there is no vCPU of our own: all are told.
+        self.code_written(gpa, 4096);
+    }
+}

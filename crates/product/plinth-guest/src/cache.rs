@@ -1,0 +1,141 @@
+//! The cache folder: downloads by content, images by what was asked for.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{AtPath, GuestError, Result};
+
+/// A folder of files that can be made again.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    root: PathBuf,
+}
+
+impl Cache {
+    /// The user's cache: `$PLINTH_CACHE`, `$XDG_CACHE_HOME/plinth` or `~/.cache/plinth`.
+    pub fn of_user() -> Result<Self> {
+        let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let root = variable("PLINTH_CACHE")
+            .or_else(|| variable("XDG_CACHE_HOME").map(|p| p.join("plinth")))
+            .or_else(|| variable("HOME").map(|p| p.join(".cache/plinth")))
+            .ok_or(GuestError::NoCache)?;
+        Ok(Self::at(root))
+    }
+
+    /// A cache in the given folder, which is made when it is needed.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// A folder in the cache; it exists afterwards.
+    pub fn folder(&self, name: &str) -> Result<PathBuf> {
+        let path = self.root.join(name);
+        fs::create_dir_all(&path).at("creating the folder", &path)?;
+        Ok(path)
+    }
+}
+
+/// A file that gets its name only when it is complete; dropped before that, it vanishes.
+#[derive(Debug)]
+pub struct Pending {
+    file: File,
+    temporary: PathBuf,
+    target: PathBuf,
+}
+
+impl Pending {
+    /// Opens a temporary file beside `target`.
+    pub fn create(target: &Path) -> Result<Self> {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let mut name = target.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".part-{}-{number}", std::process::id()));
+        let temporary = target.with_file_name(name);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&temporary)
+            .at("creating", &temporary)?;
+        Ok(Self { file, temporary, target: target.to_owned() })
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The name it has now.
+    pub fn path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Writes the content to the disk and gives the file its name.
+    pub fn commit(self) -> Result<PathBuf> {
+        self.file.sync_all().at("writing", &self.temporary)?;
+        fs::rename(&self.temporary, &self.target).at("creating", &self.target)?;
+        Ok(self.target.clone())
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        // After a commit the name is gone; a leftover would only cost space.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+/// Writes a whole file so that it is there either completely or not at all.
+pub fn write_file(target: &Path, content: &[u8]) -> Result<PathBuf> {
+    let pending = Pending::create(target)?;
+    pending.file().write_all(content).at("writing", pending.path())?;
+    pending.commit()
+}
+
+/// SHA-256 of a file in hexadecimal.
+pub fn sha256_file(path: &Path) -> Result<String> {
+    let mut file = File::open(path).at("opening", path)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 256 * 1024];
+    loop {
+        match file.read(&mut buffer).at("reading", path)? {
+            0 => return Ok(hex(&hash.finalize())),
+            n => hash.update(&buffer[..n]),
+        }
+    }
+}
+
+/// SHA-256 of bytes in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_appear_complete_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("file");
+        drop(Pending::create(&target).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        write_file(&target, b"abc").unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"abc");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(
+            sha256_file(&target).unwrap(),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+    }
+}

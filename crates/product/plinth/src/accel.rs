@@ -1,0 +1,52 @@
+//! The accelerators of this build, and which one a guest gets.
+
+use plinth_machine::isa::Isa;
+use plinth_vm::Accelerator;
+
+use crate::cli::AccelChoice;
+use crate::failure::{Code, Failure, Result};
+
+/// How an accelerator is to be set up.
+#[derive(Clone, Copy, Debug)]
+pub struct AccelOptions {
+    /// Write a symbol map of translated code for `perf`.
+    pub perf_map: bool,
+}
+
+/// One that this build has.
+struct Known {
+    choice: AccelChoice,
+    /// Makes it for guests of an instruction set; `None`: it cannot run them.
+    make: fn(&Isa, AccelOptions) -> Option<Box<dyn Accelerator>>,
+}
+
+/// Best first.
+static KNOWN: [Known; 0] = [];
+
+/// The accelerator for a guest.
+///
+/// # Errors
+/// This build has none that runs the guest.
+pub fn select(choice: AccelChoice, isa: &Isa, options: AccelOptions) -> Result<Box<dyn Accelerator>> {
+    tracing::debug!(target: "plinth::accel", perf_map = options.perf_map, "looking for {}", name(choice));
+    let mut known = KNOWN.iter().filter(|k| choice == AccelChoice::Auto || k.choice == choice);
+    known.find_map(|k| (k.make)(isa, options)).ok_or_else(|| {
+        let failure = Failure::new(
+            Code::HostResource,
+            format!("nothing on this host runs {} guests with --accel {}", isa.name, name(choice)),
+        );
+        if choice == AccelChoice::Auto {
+            failure
+        } else {
+            failure.help("let Plinth choose with --accel auto")
+        }
+    })
+}
+
+fn name(choice: AccelChoice) -> &'static str {
+    match choice {
+        AccelChoice::Auto => "auto",
+        AccelChoice::Engine => "engine",
+        AccelChoice::Interp => "interp",
+    }
+}

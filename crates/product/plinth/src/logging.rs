@@ -1,0 +1,28 @@
+//! The log: off unless the user asks.
+
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::Global;
+use crate::failure::{Failure, Result};
+
+/// The environment's filter, where no option says otherwise.
+const VARIABLE: &str = "PLINTH_LOG";
+
+/// Starts the log as asked by `--log`, else by `-v`, else by the environment.
+pub fn start(global: &Global) -> Result<()> {
+    let directives = match (&global.log, global.verbose) {
+        (Some(filter), _) => filter.clone(),
+        (None, 0) => match std::env::var(VARIABLE) {
+            Ok(filter) if !filter.is_empty() => filter,
+            _ => return Ok(()),
+        },
+        (None, 1) => "info".to_owned(),
+        (None, _) => "debug".to_owned(),
+    };
+    let filter = EnvFilter::try_new(&directives).map_err(|e| {
+        Failure::usage(format!("cannot use the log filter '{directives}': {e}"))
+            .help("write a level (`info`), or levels of modules (`plinth_net=debug,info`)")
+    })?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    Ok(())
+}
