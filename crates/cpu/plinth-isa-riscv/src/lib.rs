@@ -1,1 +1,14 @@
 //! RISC-V: instruction table, lifter, privileged architecture.
+
+pub mod compute;
+pub mod decode;
+pub mod generate;
+pub mod helper;
+pub mod mode;
+pub mod model;
+pub mod privileged;
+mod sbi;
+pub mod slots;
+pub mod table;
+
+pub use model::{CpuModel, Paging};
