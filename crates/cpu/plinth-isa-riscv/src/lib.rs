@@ -2,8 +2,10 @@
 
 pub mod compute;
 pub mod decode;
+pub mod disasm;
 pub mod generate;
 pub mod helper;
+pub mod lift;
 pub mod mode;
 pub mod model;
 pub mod privileged;

@@ -166,7 +166,9 @@ const M_R2: u32 = 0xfff0_707f;
 formats! {
     /// No operands.
     FIXED {}
-    /// No operands, the fields for them ignored.
+    /// No operands, the fields for rd and rs1 ignored.
+    FIXED_R2 { mask: M_R2 }
+    /// No operands, the fields for them and the immediate ignored.
     FIXED_I { mask: M_I }
     /// rd, rs1, rs2.
     R { mask: M_R, rd: RD, rs1: RS1, rs2: RS2, text: "d,s,t" }

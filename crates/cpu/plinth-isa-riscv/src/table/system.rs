@@ -1,6 +1,6 @@
 //! Fences, CSRs, cache blocks, hints and the privileged architecture.
 
-use super::format::{CBO, CSR, CSR_IMM, FENCE, FIXED, FIXED_I, MOP_R, MOP_RR, PREFETCH, SFENCE};
+use super::format::{CBO, CSR, CSR_IMM, FENCE, FIXED, FIXED_I, FIXED_R2, MOP_R, MOP_RR, PREFETCH, SFENCE};
 use super::{CsrOp, Ext, Row, Sem, row};
 use crate::helper::HelperId;
 
@@ -8,7 +8,7 @@ pub(super) static ROWS: &[Row] = &[
     row("ecall", Ext::I, 0x0000_0073, &FIXED, Sem::Ecall),
     row("ebreak", Ext::I, 0x0010_0073, &FIXED, Sem::Ebreak),
     row("pause", Ext::I, 0x0100_000f, &FIXED, Sem::Hint),
-    row("fence.tso", Ext::I, 0x8330_000f, &FIXED, Sem::FenceTso),
+    row("fence.tso", Ext::I, 0x8330_000f, &FIXED_R2, Sem::FenceTso),
     row("fence", Ext::I, 0x0000_000f, &FENCE, Sem::Fence),
     row("fence.i", Ext::Zifencei, 0x0000_100f, &FIXED_I, Sem::FenceI),
     row("csrrw", Ext::Zicsr, 0x0000_1073, &CSR, Sem::Csr(CsrOp::Write)),
