@@ -370,7 +370,7 @@ impl Code {
 }
 
 impl Code {
-    /// How many of `a`, `b` and `c` it reads. Those of a [`Code::Helper`] and of a [`Code::Trap`] may be absent.
+    /// How many of `a`, `b` and `c` it reads. Those of a [`Code::Helper`] and a [`Code::Trap`] may be absent.
     #[must_use]
     pub const fn operands(self) -> u32 {
         use Code::*;
