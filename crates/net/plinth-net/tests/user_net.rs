@@ -36,6 +36,19 @@ fn add_udp(guest: &mut Guest, port: u16) -> SocketHandle {
     handle
 }
 
+/// Runs the guest until the host's socket has a datagram.
+fn host_recv(guest: &mut Guest, socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    socket.set_nonblocking(true).unwrap();
+    let mut buf = [0; 8192];
+    let mut result = None;
+    guest.until("datagram", |_| {
+        result = socket.recv_from(&mut buf).ok();
+        result.is_some()
+    });
+    let (len, from) = result.unwrap();
+    (buf[..len].to_vec(), from)
+}
+
 /// Sends a datagram and returns the first that comes back.
 fn exchange(
     guest: &mut Guest,
@@ -151,15 +164,13 @@ fn name_queries_go_to_the_hosts_servers_in_turn() {
     let handle = add_udp(&mut guest, 5353);
     let query = |guest: &mut Guest| {
         guest.sockets.get_mut::<udp::Socket>(handle).send_slice(b"query", (DNS, 53)).unwrap();
-        guest.idle(Duration::from_millis(50));
     };
     query(&mut guest);
-    let mut buf = [0; 64];
-    assert_eq!(silent.recv(&mut buf).unwrap(), 5);
+    assert_eq!(host_recv(&mut guest, &silent).0, b"query");
     guest.idle(Duration::from_millis(2100));
     query(&mut guest);
-    let (len, flow) = server.recv_from(&mut buf).unwrap();
-    assert_eq!(&buf[..len], b"query");
+    let (data, flow) = host_recv(&mut guest, &server);
+    assert_eq!(data, b"query");
     server.send_to(b"answer", flow).unwrap();
     guest.until("answer", |guest| guest.sockets.get_mut::<udp::Socket>(handle).can_recv());
     let (data, meta) = guest.sockets.get_mut::<udp::Socket>(handle).recv().unwrap();
@@ -438,7 +449,6 @@ fn forwarded_udp_port() {
     let server = add_udp(&mut guest, 53);
     let clients: Vec<UdpSocket> = (0..2).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     for (round, client) in clients.iter().chain(&clients).enumerate() {
-        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         // The first datagram may find the guest's hardware address unknown.
         guest.until("query", |guest| {
             client.send_to(b"query", addr).unwrap();
@@ -451,10 +461,8 @@ fn forwarded_udp_port() {
             peer = Some(meta.endpoint);
         }
         socket.send_slice(format!("answer {round}").as_bytes(), peer.unwrap()).unwrap();
-        guest.idle(Duration::from_millis(50));
-        let mut buf = [0; 64];
-        let (len, from) = client.recv_from(&mut buf).unwrap();
-        assert_eq!((&buf[..len], from), (format!("answer {round}").as_bytes(), addr));
+        let (answer, from) = host_recv(&mut guest, client);
+        assert_eq!((answer, from), (format!("answer {round}").into_bytes(), addr));
     }
 }
 
@@ -534,10 +542,8 @@ fn ipv6_datagrams() {
     let mut guest = Guest::new(&UserNetConfig::default(), Offloads::NONE);
     let handle = add_udp(&mut guest, 4000);
     guest.sockets.get_mut::<udp::Socket>(handle).send_slice(b"six", (GATEWAY6, port)).unwrap();
-    guest.idle(Duration::from_millis(100));
-    let mut buf = [0; 64];
-    let (len, flow) = server.recv_from(&mut buf).unwrap();
-    server.send_to(&buf[..len], flow).unwrap();
+    let (data, flow) = host_recv(&mut guest, &server);
+    server.send_to(&data, flow).unwrap();
     guest.until("echo", |guest| guest.sockets.get_mut::<udp::Socket>(handle).can_recv());
     let (data, meta) = guest.sockets.get_mut::<udp::Socket>(handle).recv().unwrap();
     assert_eq!((data, meta.endpoint.addr), (&b"six"[..], IpAddress::from(GATEWAY6)));
