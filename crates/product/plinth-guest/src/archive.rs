@@ -81,7 +81,8 @@ impl Archive<'_> {
         let mut fresh = Vec::new();
         for name in names {
             let mut content = Vec::new();
-            match client.get(&self.url(&format!("dists/{}/{name}", self.suite)), RELEASE_LIMIT, &mut content) {
+            match client.get(&self.url(&format!("dists/{}/{name}", self.suite)), RELEASE_LIMIT, &mut content)
+            {
                 Ok(()) => fresh.push(content),
                 Err(error) if error.is_network() && names.iter().all(|name| folder.join(name).is_file()) => {
                     self.progress.note(&format!("using the cached package index ({error})"));
@@ -137,7 +138,9 @@ impl Archive<'_> {
             let download = |path_of_url: &str| self.download(client, path_of_url, &path, sum, *size);
             match release.by_hash.then(|| download(&by_hash)) {
                 Some(Ok(())) => {}
-                Some(Err(error)) if !matches!(error, GuestError::Status { status: 404, .. }) => return Err(error),
+                Some(Err(error)) if !matches!(error, GuestError::Status { status: 404, .. }) => {
+                    return Err(error);
+                }
                 _ => download(&plain)?,
             }
         }
@@ -193,8 +196,13 @@ impl Archive<'_> {
     /// Downloads a file whose checksum is known.
     fn download(&self, client: &Client, name: &str, path: &Path, sum: &str, size: u64) -> Result<()> {
         let pending = Pending::create(path)?;
-        let mut sink =
-            HashedFile { pending: &pending, hash: Sha256::new(), written: 0, reported: 0, progress: self.progress };
+        let mut sink = HashedFile {
+            pending: &pending,
+            hash: Sha256::new(),
+            written: 0,
+            reported: 0,
+            progress: self.progress,
+        };
         client.get(&self.url(name), size, &mut sink)?;
         let found = hex(&sink.hash.finalize());
         if found != sum {

@@ -17,10 +17,11 @@ use crate::ext4::{ImageWriter, Options};
 use crate::initramfs;
 use crate::mirror;
 use crate::modules::{ModuleInfo, closure, depmod, unpack};
+use crate::preset;
 use crate::progress::{Progress, Unit};
 use crate::resolve::{Wanted, resolve};
 use crate::rootfs::{self, Kernel, Unpacked, parallel};
-use crate::setup::Setup;
+use crate::setup::{Setup, Steps};
 use crate::tree::Meta;
 
 /// Counts up whenever the same spec gives another image, so that caches are built anew.
@@ -209,8 +210,7 @@ fn build_in(cache: &Cache, spec: &DebianSpec, out: &Path, progress: &dyn Progres
         return Err(GuestError::Invalid(format!("{} is not the name of a file", out.display())));
     }
     let mirror = mirror::find(spec.mirror.as_deref())?;
-    let archive =
-        Archive { mirror, suite: spec.suite.clone(), arch: spec.arch, cache, progress };
+    let archive = Archive { mirror, suite: spec.suite.clone(), arch: spec.arch, cache, progress };
     let suite = archive.suite(spec.require_signature)?;
     let choice = Choice::new(spec, &suite)?;
     let files = archive.fetch(&suite.index, &choice.all)?;
@@ -238,9 +238,13 @@ fn build_in(cache: &Cache, spec: &DebianSpec, out: &Path, progress: &dyn Progres
     for (name, content) in tables {
         tree.file(&format!("{folder}/{name}"), Meta::root(0o644, time), content)?;
     }
+    let certificates = preset::certificates(&image, &mut tree, time)?;
+    preset::enable_units(&image, &mut tree, &packages, time)?;
     // The kernel's scripts make its tables and its initial file system: both are done.
-    let is_kernel = |package: &Unpacked| package.name().starts_with("linux-image-");
-    dpkg::write_database(&image, &mut tree, &packages, &is_kernel, time)?;
+    let done = |package: &Unpacked| {
+        package.name().starts_with("linux-image-") || (certificates && package.name() == "ca-certificates")
+    };
+    dpkg::write_database(&image, &mut tree, &packages, &done, time)?;
     let setup = Setup {
         hostname: &spec.hostname,
         suite: &spec.suite,
@@ -249,8 +253,8 @@ fn build_in(cache: &Cache, spec: &DebianSpec, out: &Path, progress: &dyn Progres
         time,
         arch: spec.arch,
     };
-    let base = |name: &str| choice.base.iter().any(|b| b == name) || name.starts_with("linux-image-");
-    setup.apply(&image, &mut tree, &packages, &base)?;
+    let base = |package: &Unpacked| choice.base.iter().any(|name| name == package.name());
+    setup.apply(&image, &mut tree, &packages, &Steps { base: &base, done: &done })?;
     image.finish(&tree)?;
 
     let manifest = out.with_extension("json");
@@ -300,11 +304,8 @@ impl Choice {
 /// every upgrade, which nothing would boot.
 pub(crate) fn kernel_package(arch: GuestArch, suite_name: &str, suite: &Suite) -> Result<String> {
     let meta = arch.data().kernel;
-    let unknown = || GuestError::UnknownPackage {
-        name: meta.into(),
-        suite: suite_name.into(),
-        arch: arch.to_string(),
-    };
+    let unknown =
+        || GuestError::UnknownPackage { name: meta.into(), suite: suite_name.into(), arch: arch.to_string() };
     let id = suite.index.find(meta).ok_or_else(unknown)?;
     let [_, depends] = &suite.index.get(id).depends;
     crate::control::dependencies(depends)
@@ -372,7 +373,8 @@ fn own_package() -> Unpacked {
         env!("CARGO_PKG_VERSION")
     );
     let stanza = crate::control::stanzas(&text).next().unwrap_or_default();
-    Unpacked { control: Control { stanza, ..Control::default() }, entries: Vec::new() }
+    let files = [("md5sums".to_owned(), (Vec::new(), 0o644))].into();
+    Unpacked { control: Control { stanza, files }, entries: Vec::new() }
 }
 
 fn described(package: &Unpacked) -> String {
@@ -389,7 +391,8 @@ fn uuid(spec: &DebianSpec, suite: &Suite, choice: &Choice) -> [u8; 16] {
     }
     let mut uuid = [0; 16];
     for (byte, pair) in uuid.iter_mut().zip(sha256(text.as_bytes()).as_bytes().chunks(2)) {
-        *byte = std::str::from_utf8(pair).ok().and_then(|p| u8::from_str_radix(p, 16).ok()).unwrap_or_default();
+        *byte =
+            std::str::from_utf8(pair).ok().and_then(|p| u8::from_str_radix(p, 16).ok()).unwrap_or_default();
     }
     uuid[6] = uuid[6] & 0x0f | 0x80;
     uuid[8] = uuid[8] & 0x3f | 0x80;

@@ -85,17 +85,15 @@ impl Client {
     fn attempt(&self, url: &str, limit: u64, sink: &mut dyn Sink) -> Result<(), Failure> {
         let network = |reason: String| GuestError::Network { url: url.to_owned(), reason };
         let body_limit = Duration::from_secs(60 + limit / SLOWEST_BYTES_PER_SECOND);
-        let mut response = self
-            .agent
-            .get(url)
-            .config()
-            .timeout_recv_body(Some(body_limit))
-            .build()
-            .call()
-            .map_err(|e| match e {
-                // Neither comes right by itself; a machine without a network should not wait.
-                ureq::Error::HostNotFound | ureq::Error::BadUri(_) => Failure::Final(network(e.to_string())),
-                e => Failure::Again(network(e.to_string())),
+        let mut response =
+            self.agent.get(url).config().timeout_recv_body(Some(body_limit)).build().call().map_err(|e| {
+                match e {
+                    // Neither comes right by itself; a machine without a network should not wait.
+                    ureq::Error::HostNotFound | ureq::Error::BadUri(_) => {
+                        Failure::Final(network(e.to_string()))
+                    }
+                    e => Failure::Again(network(e.to_string())),
+                }
             })?;
         match response.status().as_u16() {
             200 => {}

@@ -29,6 +29,7 @@ mod initramfs;
 mod mirror;
 mod modules;
 mod package;
+mod preset;
 mod progress;
 mod release;
 mod resolve;

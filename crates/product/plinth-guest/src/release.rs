@@ -51,7 +51,10 @@ impl Release {
         const DAY: i64 = 24 * 60 * 60;
         let now = now.duration_since(UNIX_EPOCH).ok().and_then(|d| i64::try_from(d.as_secs()).ok())?;
         if self.valid_until.is_some_and(|end| end < now) {
-            Some("the suite's index is out of date (Valid-Until has passed): is the mirror still updated?".into())
+            Some(
+                "the suite's index is out of date (Valid-Until has passed): is the mirror still updated?"
+                    .into(),
+            )
         } else if self.date.is_some_and(|date| date > now + DAY) {
             Some("the suite's index comes from the future: is the clock of this machine right?".into())
         } else {

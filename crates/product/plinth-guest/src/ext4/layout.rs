@@ -84,7 +84,9 @@ pub(super) struct Totals {
 impl Layout {
     pub fn new(size: u64) -> Result<Self> {
         if size < SMALLEST {
-            return Err(GuestError::ImageFull { needed: format!("{size} bytes, at least 16 MiB are needed") });
+            return Err(GuestError::ImageFull {
+                needed: format!("{size} bytes, at least 16 MiB are needed"),
+            });
         }
         if size > LARGEST {
             return Err(GuestError::Invalid("an image can have 8 TiB at most".into()));

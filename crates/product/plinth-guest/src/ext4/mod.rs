@@ -19,7 +19,7 @@ mod writer;
 
 pub use extent::Extents;
 pub use layout::Options;
-pub use writer::{ImageWriter, Summary};
+pub use writer::ImageWriter;
 
 /// Bytes of a block.
 pub(crate) const BLOCK: u64 = 4096;

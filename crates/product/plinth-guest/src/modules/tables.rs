@@ -205,7 +205,10 @@ mod tests {
             ("kernel/fs/ext4.ko.xz".to_owned(), info(&["jbd2", "crc16"], &["fs-ext4"])),
             ("kernel/fs/jbd2.ko.xz".to_owned(), info(&["crc16"], &[])),
             ("kernel/lib/crc16.ko.xz".to_owned(), info(&[], &[])),
-            ("kernel/fs/fuse.ko.xz".to_owned(), info(&[], &["char-major-10-229", "devname:fuse", "fs[a-z]-x"])),
+            (
+                "kernel/fs/fuse.ko.xz".to_owned(),
+                info(&[], &["char-major-10-229", "devname:fuse", "fs[a-z]-x"]),
+            ),
         ];
         let order = "kernel/lib/crc16.ko\nkernel/fs/jbd2.ko\nkernel/fs/ext4.ko\n";
         let files: HashMap<_, _> =
