@@ -111,6 +111,8 @@ pub struct Options {
     pub exts: Vec<Ext>,
     /// Integer registers that are never written, by bit; [`BASE`] and `sp` never are.
     pub keep: u32,
+    /// Instructions to leave out, such as those that a peer gets wrong.
+    pub skip: fn(&Row, u32) -> bool,
 }
 
 /// Generates instruction sequences.
@@ -118,6 +120,7 @@ pub struct Generator {
     rng: Rng,
     rows: Vec<&'static Row>,
     keep: u32,
+    skip: fn(&Row, u32) -> bool,
     decoder: Decoder,
 }
 
@@ -177,7 +180,13 @@ impl Generator {
             let kept = |reg| matches!(reg, Reg::Fixed(n) if n != 0 && keep >> n & 1 != 0);
             options.exts.contains(&r.ext) && plain(r.sem) && !(writes_integer(r) && kept(r.format.rd))
         };
-        Self { rng: Rng::new(seed), rows: rows().filter(usable).collect(), keep, decoder: Decoder::new() }
+        Self {
+            rng: Rng::new(seed),
+            rows: rows().filter(usable).collect(),
+            keep,
+            skip: options.skip,
+            decoder: Decoder::new(),
+        }
     }
 
     /// The source of its randomness.
@@ -200,7 +209,7 @@ impl Generator {
         if writes_integer(row) && self.keep >> f.rd.extract(bits) & 1 != 0 {
             return None;
         }
-        if rounds(f) && matches!(bits >> 12 & 7, 5 | 6) {
+        if rounds(f) && matches!(bits >> 12 & 7, 5 | 6) || (self.skip)(row, bits) {
             return None;
         }
         Some(bits)
@@ -302,7 +311,7 @@ mod tests {
     #[test]
     fn sequences_are_defined_and_keep_their_registers() {
         let exts = vec![Ext::I, Ext::M, Ext::A, Ext::F, Ext::D, Ext::C, Ext::Zba, Ext::Zcb, Ext::Zfa];
-        let mut g = Generator::new(7, &Options { exts: exts.clone(), keep: 1 << 31 });
+        let mut g = Generator::new(7, &Options { exts: exts.clone(), keep: 1 << 31, skip: |_, _| false });
         let d = Decoder::new();
         let mut seen = HashSet::new();
         for _ in 0..300 {

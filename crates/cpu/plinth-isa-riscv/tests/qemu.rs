@@ -10,7 +10,7 @@ use plinth_isa_riscv::decode::Decoder;
 use plinth_isa_riscv::disasm;
 use plinth_isa_riscv::generate::{ALIGN, BASE, Generator, Options, Rng, SP, WINDOW, by_name, encode};
 use plinth_isa_riscv::slots::{F_NAMES, X_NAMES};
-use plinth_isa_riscv::table::Ext;
+use plinth_isa_riscv::table::{Ext, Row, Sem};
 
 /// Where the program is loaded: an ELF header, the code, the states.
 const LOAD: u64 = 0x10000;
@@ -19,6 +19,16 @@ const CODE: u64 = LOAD + 0x1000;
 const STATE: u64 = 640;
 /// Holds the address of the state while a sequence runs.
 const STATE_REGISTER: u8 = 31;
+
+/// QEMU 10.0 writes its constant zero for `amocas` with x0 as destination, and drops the flags of a rounding
+/// whose result is not used.
+fn qemu_is_wrong(row: &Row, bits: u32) -> bool {
+    match row.sem {
+        Sem::AmoCas(_) => bits >> 7 & 31 == 0,
+        Sem::FRound(..) => true,
+        _ => false,
+    }
+}
 
 struct Assembler {
     code: Vec<u8>,
@@ -51,7 +61,7 @@ const WINDOW_BYTES: u64 = 3 * WINDOW.next_multiple_of(ALIGN);
 
 /// A program of `count` sequences of `len` instructions each from `exts`.
 fn program(seed: u64, exts: &[Ext], count: usize, len: usize) -> Program {
-    let options = Options { exts: exts.to_vec(), keep: 1 << STATE_REGISTER };
+    let options = Options { exts: exts.to_vec(), keep: 1 << STATE_REGISTER, skip: qemu_is_wrong };
     let mut generator = Generator::new(seed, &options);
     let sequences: Vec<_> = (0..count).map(|_| generator.sequence(len)).collect();
     let code_bytes: usize = sequences.iter().map(Vec::len).sum::<usize>() + count * 4 * 140 + 64;
