@@ -148,6 +148,9 @@ impl CpuEnv for TestEnv {
     fn set_deadline(&mut self, ns: u64) {
         self.deadline = ns;
     }
+    fn deadline_passed(&self) -> bool {
+        self.now >= self.deadline
+    }
     fn pins(&self) -> u64 {
         self.pins
     }

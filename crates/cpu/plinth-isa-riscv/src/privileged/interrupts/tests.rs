@@ -147,6 +147,13 @@ fn the_timer_interrupts_when_its_time_has_come() {
     h.set(slots::MSTATUS, status::SIE);
     assert_eq!(h.write(n::STIMECMP, 10), HelperResult::Jump);
     assert!(h.take_interrupt());
+    // A deadline that comes while interrupts are off is noticed when they are turned on.
+    h.write(n::STIMECMP, 30);
+    h.set(slots::MSTATUS, 0);
+    h.env.now = 3000;
+    assert!(!h.take_interrupt());
+    assert_eq!(h.csr(6, n::SSTATUS, 0, 2), HelperResult::Jump);
+    assert!(h.take_interrupt());
     // Without STCE the bit is machine mode's.
     let mut h = hart(MACHINE);
     h.set(slots::STIMECMP, 0);
