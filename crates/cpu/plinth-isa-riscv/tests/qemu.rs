@@ -200,10 +200,9 @@ fn compare(p: &Program, seed: u64, ours: &[u8], theirs: &[u8]) {
     for (i, sequence) in p.sequences.iter().enumerate() {
         let at = STATE as usize * i;
         let mut differences = String::new();
-        for r in 1..65 {
+        for (r, name) in X_NAMES.iter().chain(&F_NAMES).chain(&["fcsr"]).enumerate().skip(1) {
             let (o, t) = (word(ours, at + 8 * r), word(theirs, at + 8 * r));
             if o != t {
-                let name = if r < 32 { X_NAMES[r] } else { F_NAMES.get(r - 32).unwrap_or(&"fcsr") };
                 let before = word(&p.image, (p.states - LOAD) as usize + at + 8 * r);
                 differences += &format!("{name}: {o:#018x}, qemu {t:#018x}, before {before:#018x}\n");
             }

@@ -172,7 +172,7 @@ impl Hart {
 
     fn access(&mut self, va: u64, access: MemAccess, code: i32) -> Result<&mut [u8], Stop> {
         let len = access.ty.bytes() as usize;
-        if access.flags & flags::ALIGNED != 0 && va % len as u64 != 0 {
+        if access.flags & flags::ALIGNED != 0 && !va.is_multiple_of(len as u64) {
             return Err(Stop::Exception(code - 1, va));
         }
         self.bytes(va, len).ok_or(Stop::Exception(code, va))
