@@ -162,6 +162,12 @@ impl Verification {
         }
     }
 
+    /// A host without anything to check with.
+    #[cfg(test)]
+    pub fn none() -> Self {
+        Self { verifier: None, keyring: None }
+    }
+
     /// True when the check needs `Release` and `Release.gpg` rather than `InRelease`.
     pub fn wants_detached(&self) -> bool {
         self.verifier == Some(Verifier::Sqv) && self.keyring.is_some()
@@ -311,7 +317,6 @@ mod tests {
 
     #[test]
     fn without_a_verifier_nothing_is_claimed() {
-        let none = Verification { verifier: None, keyring: None };
-        assert!(matches!(none.check(Path::new("x"), None).unwrap(), Verdict::CannotCheck(_)));
+        assert!(matches!(Verification::none().check(Path::new("x"), None).unwrap(), Verdict::CannotCheck(_)));
     }
 }
