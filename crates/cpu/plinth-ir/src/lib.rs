@@ -12,10 +12,15 @@
 
 mod block;
 mod eval;
+#[doc(hidden)]
+pub mod filetest;
 pub mod interp;
 mod isa;
 mod op;
 pub mod softfloat;
+mod spec;
+pub mod text;
+mod verify;
 
 pub use block::{Block, BlockBuilder, Label, LabelId};
 pub use eval::{eval_amo, eval_cond, eval_int, eval_vec, extend, vec_extract, vec_insert, vec_splat};
@@ -25,3 +30,4 @@ pub use isa::{
 };
 pub use op::{AmoOp, Code, Cond, FpCond, Lane, Op, Round, Ty, Val, VecOp, flags};
 pub use softfloat::{FloatOp, eval_float};
+pub use verify::{VerifyError, verify};

@@ -236,7 +236,8 @@ pub enum Code {
     FDiv,
     /// Square root of `a`.
     FSqrt,
-    /// ±(`a` * `b`) ± `c` with one rounding; [`flags::NEG_PRODUCT`], [`flags::NEG_ADDEND`].
+    /// ±(`a` * `b`) ± `c` with one rounding; [`flags::NEG_PRODUCT`], [`flags::NEG_ADDEND`]. Infinity times zero
+    /// is invalid even if `c` is a quiet NaN (where x86's instructions raise nothing).
     FMulAdd,
     /// Minimum: the other operand for one NaN, -0 < +0; a signalling NaN raises invalid.
     FMin,
@@ -370,7 +371,7 @@ impl Code {
 }
 
 impl Code {
-    /// How many of `a`, `b` and `c` it reads. Those of a [`Code::Helper`] and of a [`Code::Trap`] may be absent.
+    /// How many of `a`, `b` and `c` it reads. Those of a [`Code::Helper`] and a [`Code::Trap`] may be absent.
     #[must_use]
     pub const fn operands(self) -> u32 {
         use Code::*;

@@ -365,7 +365,7 @@ impl Preparer<'_> {
         for i in std::mem::take(&mut self.fixups) {
             let number = self.micros[i as usize].imm as usize;
             let label = self.block.labels.get(number).ok_or(PrepareError::Label(self.at))?;
-            if label.op.is_some() != bound[number].is_some() {
+            if label.op.is_some() && bound[number].is_none() {
                 return Err(PrepareError::Label(self.at));
             }
             let target = *bound[number].get_or_insert(self.micros.len() as u32);

@@ -96,7 +96,7 @@ pub fn compare<F: Float>(env: &mut Env, cond: FpCond, a: u64, b: u64) -> bool {
     }
 }
 
-/// The minimum, or the maximum, of numbers; with a NaN, what `on_nan` says: the number beside it, or NaN.
+/// The operand that is `want` compared with the other one. If one is a NaN: a NaN if `nan_wins`, else the other.
 fn pick<F: Float>(env: &mut Env, a: u64, b: u64, want: Ordering, nan_wins: bool) -> u64 {
     let (a, b) = (a & F::MASK, b & F::MASK);
     if F::is_signalling(a) || F::is_signalling(b) {

@@ -1,7 +1,8 @@
 //! IEEE 754 binary floating point on integers: bit-exact, with every rounding mode and flag, on any host.
 //!
 //! Tininess is detected after rounding (as RISC-V and x86 do). A NaN result is always the default NaN of
-//! the caller. The steps are those of IEEE 754-2019 clauses 4 to 7.
+//! the caller. The rules are those of IEEE 754-2019, clauses 4 to 7. Functions take and give bits of their
+//! format; bits above the format are ignored.
 
 mod arith;
 mod convert;
@@ -48,7 +49,6 @@ impl Env {
     }
 }
 
-/// Typed view of the functions: all take and give bits of format `F`.
 pub use arith::{add, div, fused_multiply_add, sqrt, sub};
 pub use arith::{mul, round_to_integral};
 pub use convert::{compare, convert, from_int, max, max_nan, min, min_nan, to_int};

@@ -159,8 +159,8 @@ fn scaled(a: u64) -> i128 {
     if a & 0x8000 != 0 { -magnitude } else { magnitude }
 }
 
-/// Rounds the rational `n / d` (in units of 2^-24; `d` > 0) to f16 by trying: an oracle that shares nothing with the
-/// implementation. `sign` is that of a zero.
+/// Rounds the rational `n / d` (in units of 2^-24; `d` > 0) to f16 by trying: an oracle that shares nothing
+/// with the implementation. `sign` is that of a zero.
 fn round_rational(round: Round, n: i128, d: i128, sign: bool) -> (u64, u8) {
     let negative = n < 0 || (n == 0 && sign);
     let n = n.abs();

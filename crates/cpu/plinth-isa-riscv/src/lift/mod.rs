@@ -1,0 +1,179 @@
+//! Instructions to IR.
+//!
+//! [`lift`] works in three passes over a region. The scan decodes from the start up to where no known branch
+//! leads further; reachability finds which of the instructions control can get to from the first one; the
+//! last pass emits those. Only branch targets get labels.
+
+mod control;
+mod csr;
+mod emit;
+mod float;
+mod integer;
+mod memory;
+#[cfg(test)]
+mod tests;
+
+use plinth_ir::{Block, LiftError, LiftRequest};
+
+use self::emit::Lifter;
+use crate::decode::{Decoded, Decoder};
+use crate::mode::RiscvMode;
+use crate::table::Sem;
+
+const PAGE: i32 = 4096;
+/// Bounds the temporaries of a block, of which an instruction takes at most 12.
+const MAX_INSNS: usize = 1024;
+/// After an unconditional jump the scan goes on if a branch target is at most so many bytes further on.
+const MAX_GAP: i32 = 256;
+
+/// A set of instruction addresses in the page.
+#[derive(Clone, PartialEq, Eq)]
+struct Targets {
+    bits: [u64; 32],
+}
+
+impl Targets {
+    const fn new() -> Self {
+        Self { bits: [0; 32] }
+    }
+
+    /// Adds `offset` from the page base, if it is inside the page. Says whether it is new.
+    fn insert(&mut self, offset: i32) -> bool {
+        if !(0..PAGE).contains(&offset) {
+            return false;
+        }
+        let (word, bit) = (offset as usize / 128, offset as u32 / 2 % 64);
+        let new = self.bits[word] >> bit & 1 == 0;
+        self.bits[word] |= 1 << bit;
+        new
+    }
+
+    fn contains(&self, offset: i32) -> bool {
+        (0..PAGE).contains(&offset) && self.bits[offset as usize / 128] >> (offset as u32 / 2 % 64) & 1 != 0
+    }
+
+    /// True if one is in `from..=to`.
+    fn any_in(&self, from: i32, to: i32) -> bool {
+        (from..=to.min(PAGE - 1)).step_by(2).any(|o| self.contains(o))
+    }
+}
+
+/// Where control goes after an instruction.
+#[derive(Clone, Copy)]
+struct Flow {
+    /// Known target.
+    target: Option<i32>,
+    /// It may go on to the next instruction.
+    next: bool,
+}
+
+/// Flow of `d` at offset `at` from the page base.
+fn flow(d: &Decoded, at: i32) -> Flow {
+    let Some(row) = d.row else {
+        return Flow { target: None, next: false };
+    };
+    match row.sem {
+        Sem::Branch(_) => Flow { target: Some(at + d.imm), next: true },
+        Sem::Jal => Flow { target: Some(at + d.imm), next: false },
+        Sem::Jalr | Sem::Ecall | Sem::Ebreak | Sem::SystemEnd(_) | Sem::TlbFence | Sem::FenceI => {
+            Flow { target: None, next: false }
+        }
+        _ => Flow { target: None, next: true },
+    }
+}
+
+/// Decodes the instructions of the region.
+fn scan(request: &LiftRequest<'_>) -> Result<Vec<Decoded>, LiftError> {
+    let decoder = Decoder::new();
+    let start = request.start as i32;
+    let max = (request.max_insns as usize).clamp(1, MAX_INSNS);
+    let mut insns = Vec::with_capacity(max.min(64));
+    let mut targets = Targets::new();
+    let mut furthest = start;
+    let mut at = start;
+    while insns.len() < max && at < PAGE {
+        let code = request.code.get((at - start) as usize..).unwrap_or_default();
+        let Some(d) = decoder.decode_bytes(code) else {
+            break;
+        };
+        let next = at + i32::from(d.len);
+        if next > PAGE && !insns.is_empty() {
+            break;
+        }
+        insns.push(d);
+        let flow = flow(&d, at);
+        at = next;
+        if let Some(target) = flow.target {
+            targets.insert(target);
+            furthest = furthest.max(target);
+        }
+        if !flow.next && (furthest < at || !targets.any_in(at, at + MAX_GAP)) {
+            break;
+        }
+    }
+    if insns.is_empty() { Err(LiftError::NeedNextPage) } else { Ok(insns) }
+}
+
+/// The targets of those branches that control can get to from the first instruction, at `start`.
+fn reachable_targets(insns: &[Decoded], start: i32) -> Targets {
+    let mut targets = Targets::new();
+    loop {
+        let mut again = false;
+        let mut at = start;
+        let mut live = true;
+        for d in insns {
+            live |= targets.contains(at);
+            if live {
+                let flow = flow(d, at);
+                if let Some(target) = flow.target {
+                    // Code before this place may come alive by a branch back.
+                    again |= targets.insert(target) && target <= at;
+                }
+                live = flow.next;
+            }
+            at += i32::from(d.len);
+        }
+        if !again {
+            return targets;
+        }
+    }
+}
+
+/// Lifts a region: see [`plinth_ir::Isa::lift`].
+///
+/// # Errors
+/// [`LiftError::NeedNextPage`] if the code ends inside the first instruction.
+pub fn lift(request: &LiftRequest<'_>, out: &mut Block) -> Result<(), LiftError> {
+    let insns = scan(request)?;
+    let start = request.start as i32;
+    let targets = reachable_targets(&insns, start);
+    let mut lifter = Lifter::new(RiscvMode::of(request.mode), out);
+    let mut at = start;
+    let mut live = true;
+    let mut end = start;
+    for d in &insns {
+        let len = i32::from(d.len);
+        if targets.contains(at) {
+            lifter.label(at);
+            live = true;
+        }
+        if live {
+            lifter.begin(at, d);
+            live = lifter.insn(d);
+            end = at + len;
+        }
+        at += len;
+    }
+    if live {
+        lifter.goto(end);
+    }
+    out.start = request.start;
+    out.len = (end - start) as u32;
+    Ok(())
+}
+
+/// The constant number `n` of `fli.d`, as bits.
+#[must_use]
+pub(crate) fn float_constant(n: u8) -> u64 {
+    float::constant(plinth_ir::Ty::F64, n)
+}
