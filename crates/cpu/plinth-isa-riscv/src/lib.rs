@@ -4,8 +4,17 @@ pub mod compute;
 pub mod decode;
 pub mod disasm;
 pub mod generate;
+#[doc(hidden)]
+pub mod harness;
 pub mod helper;
+pub mod isa;
 pub mod lift;
 pub mod mode;
+pub mod model;
+pub mod privileged;
+mod sbi;
 pub mod slots;
 pub mod table;
+
+pub use isa::{Firmware, Riscv};
+pub use model::{CpuModel, Paging};

@@ -84,8 +84,6 @@ control_slots! {
     MCOUNTINHIBIT = "mcountinhibit",
     /// `menvcfg`.
     MENVCFG = "menvcfg",
-    /// `mseccfg`.
-    MSECCFG = "mseccfg",
     /// `mhartid`.
     MHARTID = "mhartid",
     /// What `mcycle` is ahead of the engine's count.
@@ -122,16 +120,8 @@ control_slots! {
     VL = "vl",
     /// `vtype`.
     VTYPE = "vtype",
-    /// 1 if the SBI is built in: supervisor environment calls do not trap to machine mode.
-    FIRMWARE = "firmware",
-    /// Counts changes of the PMP registers; part of what identifies an address space.
-    PMP_GENERATION = "pmp_generation",
-    /// Not 0: a machine-mode timer is set by this hart's `mtimecmp`, in ticks.
-    MTIMECMP = "mtimecmp",
-    /// `mstateen0`.
-    MSTATEEN0 = "mstateen0",
-    /// `sstateen0`.
-    SSTATEEN0 = "sstateen0",
+    /// What the hart was made with; see [`crate::privileged::state::feature`].
+    FEATURES = "features",
     /// `miselect`.
     MISELECT = "miselect",
     /// `siselect`.
@@ -140,8 +130,6 @@ control_slots! {
     MVIEN = "mvien",
     /// `mvip`.
     MVIP = "mvip",
-    /// `tselect`.
-    TSELECT = "tselect",
     /// `pmpcfg0`: entries 0..8.
     PMPCFG0 = "pmpcfg0",
     /// `pmpcfg2`: entries 8..16.

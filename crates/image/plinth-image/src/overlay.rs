@@ -1,5 +1,6 @@
 //! A copy-on-write layer in a temporary file: the disk below stays as it is.
 
+use std::ffi::OsStr;
 use std::io::{IoSlice, IoSliceMut};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,12 +25,14 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// A layer over `base`, in the host's folder for temporary files.
+    /// A layer over `base`, in the host's folder for large temporary files: `TMPDIR`, or `/var/tmp`, which
+    /// unlike `/tmp` is not in memory.
     ///
     /// # Errors
     /// No temporary file could be made.
     pub fn new(base: Box<dyn Node>) -> Result<Self, Error> {
-        Self::new_in(base, &std::env::temp_dir())
+        let dir = std::env::var_os("TMPDIR").filter(|d| !d.is_empty());
+        Self::new_in(base, Path::new(dir.as_deref().unwrap_or(OsStr::new("/var/tmp"))))
     }
 
     /// A layer over `base`, in the folder `dir`.

@@ -77,6 +77,32 @@ fn a_disk_in_use_is_busy() {
     RawImage::open(&path, &READ_ONLY).unwrap();
 }
 
+/// Runs `qemu-io`; `None` where it is not installed.
+fn qemu_io(args: &[&str]) -> Option<bool> {
+    let run = std::process::Command::new("qemu-io").args(["-f", "raw"]).args(args).output();
+    Some(run.ok()?.status.success())
+}
+
+#[test]
+fn other_tools_keep_away_from_a_disk_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = image(&dir, &[0; 4096]);
+    let name = path.to_str().unwrap();
+    let (read, write) = (["-r", "-c", "read 0 512", name], ["-c", "write 0 512", name]);
+    if qemu_io(&read).is_none() {
+        eprintln!("qemu-io is not installed");
+        return;
+    }
+    let reader = RawImage::open(&path, &READ_ONLY).unwrap();
+    assert_eq!((qemu_io(&read), qemu_io(&write)), (Some(true), Some(false)));
+    drop(reader);
+    let writer = RawImage::open(&path, &READ_WRITE).unwrap();
+    // It reads along with a writer, since it does not mind what it sees; a machine would.
+    assert_eq!((qemu_io(&read), qemu_io(&write)), (Some(true), Some(false)));
+    drop(writer);
+    assert_eq!(qemu_io(&write), Some(true));
+}
+
 #[test]
 fn what_is_no_raw_disk_is_refused_unless_the_user_says_so() {
     let dir = tempfile::tempdir().unwrap();

@@ -12,9 +12,16 @@ use crate::{
 const HOST: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 1);
 /// The frames of one input, at most.
 const MAX_FRAMES: usize = 256;
-/// Offsets in a frame whose IPv4 header has no options.
-const PROTOCOL: usize = 23;
-const DESTINATION_PORT: usize = 36;
+const ETHERNET_HEADER: usize = 14;
+
+/// Where the protocol and its header are in a frame whose IP header has no options.
+fn transport(frame: &[u8]) -> Option<(u8, usize)> {
+    match frame.get(12..14)? {
+        [0x08, 0x00] => Some((*frame.get(23)?, ETHERNET_HEADER + 20)),
+        [0x86, 0xdd] => Some((*frame.get(20)?, ETHERNET_HEADER + 40)),
+        _ => None,
+    }
+}
 
 /// A network that leads to nothing but two servers of its own.
 struct Harness {
@@ -47,7 +54,7 @@ impl Harness {
             ..Default::default()
         };
         let mut net = UserNet::new(&config).map_err(std::io::Error::other)?;
-        net.set_host_addr(HOST);
+        net.set_host_addr(HOST.into());
         net.set_offloads(offloads);
         let tcp_port = listener.local_addr()?.port();
         let udp_port = udp.local_addr()?.port();
@@ -64,14 +71,14 @@ impl Harness {
 
     /// Leads TCP and UDP packets to low ports to the servers: a fuzzer does not guess theirs.
     fn aim(&self, frame: &mut [u8]) {
-        let port = match frame.get(PROTOCOL) {
-            Some(6) => self.tcp_port,
-            Some(17) if frame.get(DESTINATION_PORT + 1) != Some(&67) => self.udp_port,
+        let Some((protocol, header)) = transport(frame) else { return };
+        let Some(field) = frame.get_mut(header + 2..header + 4) else { return };
+        let port = match protocol {
+            6 => self.tcp_port,
+            17 if field[1] != 67 => self.udp_port,
             _ => return,
         };
-        if let Some(field) = frame.get_mut(DESTINATION_PORT..DESTINATION_PORT + 2)
-            && field[0] < 0x80
-        {
+        if field[0] < 0x80 {
             field.copy_from_slice(&port.to_be_bytes());
         }
     }
@@ -141,16 +148,20 @@ pub fn fuzz_frames(data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use super::*;
     use smoltcp::phy::ChecksumCapabilities;
     use smoltcp::wire::{
         ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4Packet,
-        Icmpv4Repr, IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
-        UdpPacket, UdpRepr,
+        Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv4Packet, Ipv4Repr, Ipv6Packet, Ipv6Repr,
+        NdiscRepr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber, UdpPacket, UdpRepr,
     };
 
     const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
     const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+    const GUEST6: Ipv6Addr = Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 15);
+    const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 2);
     const MAC: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 1]);
     const FRAMES: usize = 100_000;
 
@@ -214,7 +225,8 @@ mod tests {
 
     /// A segment that fits the connection whose last segment from the network was `seen`.
     fn tcp(random: &mut Random, seen: Option<&[u8]>) -> Vec<u8> {
-        let seen = seen.and_then(|frame| TcpPacket::new_checked(frame.get(34..)?).ok());
+        let six = seen.map_or(random.below(2) == 0, |frame| frame[12] == 0x86);
+        let seen = seen.and_then(|frame| TcpPacket::new_checked(frame.get(transport(frame)?.1..)?).ok());
         let data = [7; 600];
         let called = seen.as_ref().is_some_and(|seen| seen.syn() && !seen.ack());
         let control = match random.below(12) {
@@ -246,9 +258,38 @@ mod tests {
             &mut TcpPacket::new_unchecked(&mut bytes[..]),
             &GUEST.into(),
             &GATEWAY.into(),
-            &ChecksumCapabilities::default(),
+            &ChecksumCapabilities::ignored(),
         );
-        ipv4(GUEST, GATEWAY, IpProtocol::Tcp, &bytes)
+        if six { ipv6(IpProtocol::Tcp, &bytes) } else { ipv4(GUEST, GATEWAY, IpProtocol::Tcp, &bytes) }
+    }
+
+    fn ipv6(next_header: IpProtocol, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; 40 + payload.len()];
+        let repr = Ipv6Repr {
+            src_addr: GUEST6,
+            dst_addr: GATEWAY6,
+            next_header,
+            payload_len: payload.len(),
+            hop_limit: 255,
+        };
+        let mut packet = Ipv6Packet::new_unchecked(&mut bytes[..]);
+        repr.emit(&mut packet);
+        packet.payload_mut().copy_from_slice(payload);
+        ethernet(EthernetProtocol::Ipv6, &bytes)
+    }
+
+    fn icmp6(random: &mut Random) -> Vec<u8> {
+        let lladdr = Some(MAC.into());
+        let repr = match random.below(4) {
+            0 => Icmpv6Repr::Ndisc(NdiscRepr::RouterSolicit { lladdr }),
+            1 => Icmpv6Repr::Ndisc(NdiscRepr::NeighborSolicit { target_addr: GATEWAY6, lladdr }),
+            2 => Icmpv6Repr::EchoRequest { ident: 1, seq_no: 2, data: &[5; 64] },
+            _ => Icmpv6Repr::EchoReply { ident: 1, seq_no: 2, data: &[5; 64] },
+        };
+        let mut bytes = vec![0; repr.buffer_len()];
+        let mut packet = Icmpv6Packet::new_unchecked(&mut bytes[..]);
+        repr.emit(&GUEST6, &GATEWAY6, &mut packet, &ChecksumCapabilities::default());
+        ipv6(IpProtocol::Icmpv6, &bytes)
     }
 
     fn arp() -> Vec<u8> {
@@ -306,13 +347,14 @@ mod tests {
             let mut harness = Harness::new(offloads).unwrap();
             let mut seen: Option<Vec<u8>> = None;
             for number in 0..FRAMES / 4 {
-                let mut frame = match random.below(10) {
+                let mut frame = match random.below(12) {
                     0 => arp(),
                     1 => dhcp(&mut random),
                     2 => echo(),
                     3 => udp(GUEST, GATEWAY, (4000, 1), b"datagram"),
                     4 => fragment(&mut random),
-                    5 => (0..1 + random.below(200)).map(|_| random.next() as u8).collect(),
+                    5 => icmp6(&mut random),
+                    6 => (0..1 + random.below(200)).map(|_| random.next() as u8).collect(),
                     _ => tcp(&mut random, seen.as_deref()),
                 };
                 if random.below(4) != 0 {
@@ -321,7 +363,7 @@ mod tests {
                 let meta = meta_from(random.next() as u8);
                 harness.exchange(&mut frame, &meta, |frame| {
                     replies += 1;
-                    if frame.get(PROTOCOL) == Some(&6) {
+                    if transport(frame).is_some_and(|(protocol, _)| protocol == 6) {
                         seen = Some(frame.to_vec());
                     }
                 });

@@ -22,6 +22,9 @@
 //! - **Forwarded ports** ([`PortForward`]) are listeners of the host. A connection that arrives before the
 //!   guest is up waits for it.
 //! - The gateway's address stands for the host's loopback.
+//! - **IPv6** has its addresses from router advertisements, which offer a way to the outside only if the
+//!   host has one. Fragments and extension headers are not carried, nor frames larger than the MTU to the
+//!   guest. Forwarded ports lead to the guest's IPv4 address.
 //!
 //! ## Moving bytes
 //!

@@ -3,23 +3,28 @@
 mod common;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{DNS, GATEWAY, GUEST_IP, GUEST_MAC, Guest, TSO, pattern};
+use common::{DNS, GATEWAY, GATEWAY6, GUEST_IP, GUEST_MAC, Guest, TSO, pattern};
 use plinth_net::{NetBackend, NetError, Offloads, UserNetConfig};
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::{dhcpv4, icmp, tcp, udp};
 use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4Packet, Icmpv4Repr, IpAddress, IpProtocol,
-    Ipv4Address, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr,
+    EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icmpv6Repr,
+    IpAddress, IpProtocol, Ipv4Address, Ipv4Packet, Ipv4Repr, Ipv6Packet, Ipv6Repr, NdiscRepr, UdpPacket,
+    UdpRepr,
 };
 
 fn listen() -> (TcpListener, u16) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listen_at(Ipv4Addr::LOCALHOST.into())
+}
+
+fn listen_at(host: IpAddr) -> (TcpListener, u16) {
+    let listener = TcpListener::bind((host, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     (listener, port)
 }
@@ -29,6 +34,19 @@ fn add_udp(guest: &mut Guest, port: u16) -> SocketHandle {
     let handle = guest.sockets.add(udp::Socket::new(buffer(), buffer()));
     guest.sockets.get_mut::<udp::Socket>(handle).bind(port).unwrap();
     handle
+}
+
+/// Runs the guest until the host's socket has a datagram.
+fn host_recv(guest: &mut Guest, socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    socket.set_nonblocking(true).unwrap();
+    let mut buf = [0; 8192];
+    let mut result = None;
+    guest.until("datagram", |_| {
+        result = socket.recv_from(&mut buf).ok();
+        result.is_some()
+    });
+    let (len, from) = result.unwrap();
+    (buf[..len].to_vec(), from)
 }
 
 /// Sends a datagram and returns the first that comes back.
@@ -146,15 +164,13 @@ fn name_queries_go_to_the_hosts_servers_in_turn() {
     let handle = add_udp(&mut guest, 5353);
     let query = |guest: &mut Guest| {
         guest.sockets.get_mut::<udp::Socket>(handle).send_slice(b"query", (DNS, 53)).unwrap();
-        guest.idle(Duration::from_millis(50));
     };
     query(&mut guest);
-    let mut buf = [0; 64];
-    assert_eq!(silent.recv(&mut buf).unwrap(), 5);
+    assert_eq!(host_recv(&mut guest, &silent).0, b"query");
     guest.idle(Duration::from_millis(2100));
     query(&mut guest);
-    let (len, flow) = server.recv_from(&mut buf).unwrap();
-    assert_eq!(&buf[..len], b"query");
+    let (data, flow) = host_recv(&mut guest, &server);
+    assert_eq!(data, b"query");
     server.send_to(b"answer", flow).unwrap();
     guest.until("answer", |guest| guest.sockets.get_mut::<udp::Socket>(handle).can_recv());
     let (data, meta) = guest.sockets.get_mut::<udp::Socket>(handle).recv().unwrap();
@@ -205,7 +221,7 @@ fn udp_echo_and_refusal() {
 #[test]
 fn download_of_100_mb() {
     const LEN: usize = 100_000_000;
-    for offloads in [TSO, Offloads { tso4: false, ..TSO }, Offloads::NONE] {
+    for offloads in [TSO, Offloads { tso4: false, tso6: false, ..TSO }, Offloads::NONE] {
         let len = if offloads == TSO { LEN } else { LEN / 10 };
         let (listener, port) = listen();
         let server = thread::spawn(move || write_pattern(&mut listener.accept().unwrap().0, len));
@@ -433,7 +449,6 @@ fn forwarded_udp_port() {
     let server = add_udp(&mut guest, 53);
     let clients: Vec<UdpSocket> = (0..2).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     for (round, client) in clients.iter().chain(&clients).enumerate() {
-        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         // The first datagram may find the guest's hardware address unknown.
         guest.until("query", |guest| {
             client.send_to(b"query", addr).unwrap();
@@ -446,10 +461,8 @@ fn forwarded_udp_port() {
             peer = Some(meta.endpoint);
         }
         socket.send_slice(format!("answer {round}").as_bytes(), peer.unwrap()).unwrap();
-        guest.idle(Duration::from_millis(50));
-        let mut buf = [0; 64];
-        let (len, from) = client.recv_from(&mut buf).unwrap();
-        assert_eq!((&buf[..len], from), (format!("answer {round}").as_bytes(), addr));
+        let (answer, from) = host_recv(&mut guest, client);
+        assert_eq!((answer, from), (format!("answer {round}").into_bytes(), addr));
     }
 }
 
@@ -487,6 +500,106 @@ fn an_isolated_guest_reaches_nothing() {
     let handle = guest.connect((GATEWAY, port), 4000);
     guest.until("reset", |guest| guest.tcp(handle).state() == tcp::State::Closed);
     assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+/// Whether this host has IPv6 at all: build machines often lack it.
+fn host_has_ipv6() -> bool {
+    TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
+}
+
+#[test]
+fn ipv6_connections() {
+    if !host_has_ipv6() {
+        return;
+    }
+    const LEN: usize = 20_000_000;
+    for offloads in [TSO, Offloads::NONE] {
+        let (listener, port) = listen_at(Ipv6Addr::LOCALHOST.into());
+        let server = thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            write_pattern(&mut stream, LEN);
+            read_pattern(&mut stream, LEN);
+        });
+        let mut guest = Guest::new(&UserNetConfig::default(), offloads);
+        let handle = guest.connect((GATEWAY6, port), 4000);
+        download(&mut guest, handle, LEN);
+        upload(&mut guest, handle, 0, LEN);
+        guest.until("end", |_| server.is_finished());
+        server.join().unwrap();
+
+        let handle = guest.connect((GATEWAY6, port), 4001);
+        guest.until("reset", |guest| guest.tcp(handle).state() == tcp::State::Closed);
+    }
+}
+
+#[test]
+fn ipv6_datagrams() {
+    if !host_has_ipv6() {
+        return;
+    }
+    let server = UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).unwrap();
+    let port = server.local_addr().unwrap().port();
+    let mut guest = Guest::new(&UserNetConfig::default(), Offloads::NONE);
+    let handle = add_udp(&mut guest, 4000);
+    guest.sockets.get_mut::<udp::Socket>(handle).send_slice(b"six", (GATEWAY6, port)).unwrap();
+    let (data, flow) = host_recv(&mut guest, &server);
+    server.send_to(&data, flow).unwrap();
+    guest.until("echo", |guest| guest.sockets.get_mut::<udp::Socket>(handle).can_recv());
+    let (data, meta) = guest.sockets.get_mut::<udp::Socket>(handle).recv().unwrap();
+    assert_eq!((data, meta.endpoint.addr), (&b"six"[..], IpAddress::from(GATEWAY6)));
+}
+
+/// The frame of one ICMPv6 message from the guest.
+fn frame6(src: Ipv6Addr, dst: Ipv6Addr, hop_limit: u8, message: &Icmpv6Repr<'_>) -> Vec<u8> {
+    let mut frame = vec![0; 54 + message.buffer_len()];
+    let mut ethernet = EthernetFrame::new_unchecked(&mut frame[..]);
+    ethernet.set_src_addr(EthernetAddress(GUEST_MAC));
+    ethernet.set_dst_addr(EthernetAddress([0x33, 0x33, 0, 0, 0, 2]));
+    ethernet.set_ethertype(EthernetProtocol::Ipv6);
+    let mut packet = Ipv6Packet::new_unchecked(ethernet.payload_mut());
+    let (next_header, payload_len) = (IpProtocol::Icmpv6, message.buffer_len());
+    let repr = Ipv6Repr { src_addr: src, dst_addr: dst, next_header, payload_len, hop_limit };
+    repr.emit(&mut packet);
+    let caps = smoltcp::phy::ChecksumCapabilities::default();
+    message.emit(&src, &dst, &mut Icmpv6Packet::new_unchecked(packet.payload_mut()), &caps);
+    frame
+}
+
+#[test]
+fn the_router_advertises_the_network() {
+    let mut guest = Guest::new(&UserNetConfig::default(), Offloads::NONE);
+    let link_local: Ipv6Addr = "fe80::1234".parse().unwrap();
+    let all_routers = "ff02::2".parse().unwrap();
+    let solicit = Icmpv6Repr::Ndisc(NdiscRepr::RouterSolicit { lladdr: None });
+    assert!(guest.raw(&frame6(link_local, all_routers, 64, &solicit)).is_empty(), "it came from afar");
+    let answers = guest.raw(&frame6(link_local, all_routers, 255, &solicit));
+    assert_eq!(answers.len(), 1);
+    assert_eq!(answers[0][..6], [0x33, 0x33, 0, 0, 0, 1]);
+    let packet = Ipv6Packet::new_checked(&answers[0][14..]).unwrap();
+    let (src, dst) = (packet.src_addr(), packet.dst_addr());
+    assert!(src.is_unicast_link_local() && packet.hop_limit() == 255);
+    let icmp = Icmpv6Packet::new_checked(packet.payload()).unwrap();
+    let caps = smoltcp::phy::ChecksumCapabilities::default();
+    let Ok(Icmpv6Repr::Ndisc(NdiscRepr::RouterAdvert { prefix_info: Some(prefix), mtu, .. })) =
+        Icmpv6Repr::parse(&src, &dst, &icmp, &caps)
+    else {
+        panic!("no advertisement: {icmp:?}");
+    };
+    assert_eq!((prefix.prefix, prefix.prefix_len, mtu), ("fec0::".parse().unwrap(), 64, Some(1500)));
+    let dns: Ipv6Addr = "fec0::3".parse().unwrap();
+    assert!(packet.payload().ends_with(&dns.octets()), "the name server comes last");
+
+    // An echo from the same guest, whose hardware address is known by now.
+    let echo = Icmpv6Repr::EchoRequest { ident: 1, seq_no: 2, data: b"ping" };
+    let answers = guest.raw(&frame6(link_local, src, 64, &echo));
+    let packet = Ipv6Packet::new_checked(&answers[0][14..]).unwrap();
+    let icmp = Icmpv6Packet::new_checked(packet.payload()).unwrap();
+    let reply = Icmpv6Repr::parse(&packet.src_addr(), &packet.dst_addr(), &icmp, &caps).unwrap();
+    assert_eq!(reply, Icmpv6Repr::EchoReply { ident: 1, seq_no: 2, data: b"ping" });
+
+    let config = UserNetConfig { network6: None, ..Default::default() };
+    let mut guest = Guest::new(&config, Offloads::NONE);
+    assert!(guest.raw(&frame6(link_local, all_routers, 255, &solicit)).is_empty());
 }
 
 /// The frame of one IPv4 packet from the guest.

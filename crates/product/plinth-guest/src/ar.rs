@@ -57,7 +57,9 @@ impl<R: Read> Archive<R> {
             return Err(malformed("a member header has no end mark"));
         }
         let text = |range: std::ops::Range<usize>| {
-            std::str::from_utf8(&header[range]).map(str::trim_end).map_err(|_| malformed("a header is not text"))
+            std::str::from_utf8(&header[range])
+                .map(str::trim_end)
+                .map_err(|_| malformed("a header is not text"))
         };
         let name = text(0..16)?.trim_end_matches('/').to_owned();
         let size: u64 = text(48..58)?.parse().map_err(|_| malformed("a member size is no number"))?;
@@ -105,7 +107,9 @@ pub(crate) mod tests {
     pub(crate) fn archive(members: &[(&str, &[u8])]) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         for (name, content) in members {
-            out.extend(format!("{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n", 0, 0, 0, 100644, content.len()).bytes());
+            out.extend(
+                format!("{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n", 0, 0, 0, 100644, content.len()).bytes(),
+            );
             out.extend_from_slice(content);
             if content.len() % 2 == 1 {
                 out.push(b'\n');

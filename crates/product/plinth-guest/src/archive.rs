@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::arch::GuestArch;
 use crate::cache::{Cache, Pending, hex, sha256, sha256_file};
 use crate::error::{AtPath, GuestError, Result};
-use crate::http::{Client, Sink};
+use crate::http::{Client, PATIENT, Sink};
 use crate::mirror::Mirror;
 use crate::package::{Package, PackageId, PackageIndex};
 use crate::progress::{Progress, Unit};
@@ -34,6 +34,8 @@ pub struct Archive<'a> {
     pub arch: GuestArch,
     /// Where downloads stay.
     pub cache: &'a Cache,
+    /// What checks the suite's signature.
+    pub verification: &'a Verification,
     /// Who watches.
     pub progress: &'a dyn Progress,
 }
@@ -58,8 +60,7 @@ impl Archive<'_> {
             &sha256(self.mirror.uri.as_bytes())[..12]
         ))?;
         self.progress.step("Fetching the package index", 0, Unit::Bytes);
-        let verification = Verification::of_host();
-        let (text, verified) = self.release_text(&client, &folder, &verification, require_signature)?;
+        let (text, verified) = self.release_text(&client, &folder, require_signature)?;
         let release = Release::parse(&text)?;
         if let Some(problem) = release.date_problem(SystemTime::now()) {
             self.progress.warn(&problem);
@@ -73,17 +74,19 @@ impl Archive<'_> {
         &self,
         client: &Client,
         folder: &Path,
-        verification: &Verification,
         require_signature: bool,
     ) -> Result<(String, bool)> {
         let names: &[&str] =
-            if verification.wants_detached() { &["Release", "Release.gpg"] } else { &["InRelease"] };
+            if self.verification.wants_detached() { &["Release", "Release.gpg"] } else { &["InRelease"] };
+        let cached = names.iter().all(|name| folder.join(name).is_file());
+        let attempts = if cached { 1 } else { PATIENT };
         let mut fresh = Vec::new();
         for name in names {
+            let url = self.url(&format!("dists/{}/{name}", self.suite));
             let mut content = Vec::new();
-            match client.get(&self.url(&format!("dists/{}/{name}", self.suite)), RELEASE_LIMIT, &mut content) {
+            match client.get(&url, RELEASE_LIMIT, attempts, &mut content) {
                 Ok(()) => fresh.push(content),
-                Err(error) if error.is_network() && names.iter().all(|name| folder.join(name).is_file()) => {
+                Err(error) if error.is_network() && cached => {
                     self.progress.note(&format!("using the cached package index ({error})"));
                     fresh.clear();
                     break;
@@ -103,7 +106,7 @@ impl Archive<'_> {
             pending.iter().map(|file| file.path().to_owned()).collect()
         };
         let [signed, signature @ ..] = &paths[..] else { return Err(GuestError::NoMirror) };
-        let verified = match verification.check(signed, signature.first().map(PathBuf::as_path))? {
+        let verified = match self.verification.check(signed, signature.first().map(PathBuf::as_path))? {
             Verdict::Good => true,
             Verdict::CannotCheck(reason) if require_signature => {
                 return Err(GuestError::Signature { what: "the package index".into(), reason });
@@ -137,7 +140,9 @@ impl Archive<'_> {
             let download = |path_of_url: &str| self.download(client, path_of_url, &path, sum, *size);
             match release.by_hash.then(|| download(&by_hash)) {
                 Some(Ok(())) => {}
-                Some(Err(error)) if !matches!(error, GuestError::Status { status: 404, .. }) => return Err(error),
+                Some(Err(error)) if !matches!(error, GuestError::Status { status: 404, .. }) => {
+                    return Err(error);
+                }
                 _ => download(&plain)?,
             }
         }
@@ -193,9 +198,14 @@ impl Archive<'_> {
     /// Downloads a file whose checksum is known.
     fn download(&self, client: &Client, name: &str, path: &Path, sum: &str, size: u64) -> Result<()> {
         let pending = Pending::create(path)?;
-        let mut sink =
-            HashedFile { pending: &pending, hash: Sha256::new(), written: 0, reported: 0, progress: self.progress };
-        client.get(&self.url(name), size, &mut sink)?;
+        let mut sink = HashedFile {
+            pending: &pending,
+            hash: Sha256::new(),
+            written: 0,
+            reported: 0,
+            progress: self.progress,
+        };
+        client.get(&self.url(name), size, PATIENT, &mut sink)?;
         let found = hex(&sink.hash.finalize());
         if found != sum {
             return Err(GuestError::Integrity { what: name.to_owned(), expected: sum.to_owned(), found });

@@ -69,10 +69,7 @@ pub fn read(path: &Path, visit: &mut dyn FnMut(Entry, &mut dyn Read) -> Result<(
     })
 }
 
-fn read_from(
-    input: impl Read,
-    visit: &mut dyn FnMut(Entry, &mut dyn Read) -> Result<()>,
-) -> Result<Control> {
+fn read_from(input: impl Read, visit: &mut dyn FnMut(Entry, &mut dyn Read) -> Result<()>) -> Result<Control> {
     let mut archive = ar::Archive::open(input)?;
     let mut control = None;
     while let Some(member) = archive.next_member()? {
@@ -274,7 +271,9 @@ pub(crate) mod tests {
         ])
     }
 
-    fn list(bytes: &[u8]) -> Result<(Control, Vec<(Entry, Vec<u8>)>)> {
+    type Listed = Vec<(Entry, Vec<u8>)>;
+
+    fn list(bytes: &[u8]) -> Result<(Control, Listed)> {
         let mut entries = Vec::new();
         let control = read_from(bytes, &mut |entry, content| {
             let mut bytes = Vec::new();
@@ -338,11 +337,16 @@ pub(crate) mod tests {
     fn a_file_cannot_be_longer_than_its_archive() {
         let mut tar = tarball(&[("usr/a", "hello")]);
         tar[124..136].copy_from_slice(b"77777777777\0");
-        let sum: u32 = tar[..512].iter().enumerate().map(|(i, b)| if (148..156).contains(&i) { 32 } else { u32::from(*b) }).sum();
+        let sum: u32 = tar[..512]
+            .iter()
+            .enumerate()
+            .map(|(i, b)| if (148..156).contains(&i) { 32 } else { u32::from(*b) })
+            .sum();
         tar[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
         let result = walk(&tar[..], &mut |entry, content| {
             let EntryKind::File(size) = entry.kind else { return Ok(()) };
-            let copied = std::io::copy(&mut content.take(size), &mut std::io::sink()).map_err(|e| malformed(e.to_string()))?;
+            let copied = std::io::copy(&mut content.take(size), &mut std::io::sink())
+                .map_err(|e| malformed(e.to_string()))?;
             assert!(copied < size);
             Err(malformed("cut short"))
         });

@@ -76,11 +76,7 @@ pub fn database_name(package: &Unpacked) -> String {
 }
 
 /// Configuration files with the MD5 sums of their content.
-fn conffiles(
-    image: &ImageWriter,
-    tree: &Tree<Extents>,
-    package: &Unpacked,
-) -> Result<Vec<(String, String)>> {
+fn conffiles(image: &ImageWriter, tree: &Tree<Extents>, package: &Unpacked) -> Result<Vec<(String, String)>> {
     let Some((list, _)) = package.control.files.get("conffiles") else { return Ok(Vec::new()) };
     let mut found = Vec::new();
     // Lines with a flag before the path name files that are to go away.
@@ -186,7 +182,8 @@ mod tests {
 
     #[test]
     fn triggers_are_registered() {
-        let text = "# x\ninterest-noawait /usr/lib/sysctl.d\ninterest ldconfig\nactivate y\ninterest ../../evil\n";
+        let text =
+            "# x\ninterest-noawait /usr/lib/sysctl.d\ninterest ldconfig\nactivate y\ninterest ../../evil\n";
         let mut triggers = Triggers::default();
         triggers.add(&package("Package: a\nVersion: 1", &[("triggers", text)]));
         assert_eq!(triggers.files["File"], "/usr/lib/sysctl.d a/noawait\n");

@@ -6,9 +6,10 @@ const INIT: &str = include_str!("scripts/initrd-init.sh");
 const TEST_INIT: &str = include_str!("scripts/test-init.sh");
 const UDHCPC: &str = include_str!("scripts/udhcpc.sh");
 
-/// Modules that find a virtio disk and mount ext4 on it, and the early consoles.
+/// Modules that find a virtio disk and mount ext4 on it, and the early console. ext4 asks for `crc32c`
+/// by a name that only a module's alias answers to.
 pub const DISK_MODULES: &[&str] =
-    &["virtio_pci", "virtio_mmio", "virtio_console", "virtio_blk", "virtio_scsi", "sd_mod", "ext4"];
+    &["virtio_pci", "virtio_mmio", "virtio_console", "virtio_blk", "crc32c_generic", "ext4"];
 /// What the test guest has besides.
 pub const TEST_MODULES: &[&str] = &["virtio_net", "virtio_rng", "virtio_balloon", "af_packet"];
 

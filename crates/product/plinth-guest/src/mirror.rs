@@ -115,8 +115,7 @@ fn one_line_entries(text: &str) -> Vec<Entry> {
 /// sources.list(5), "deb822-style format".
 fn deb822_entries(text: &str) -> Vec<Entry> {
     // A comment line between fields is no continuation.
-    let text: String =
-        text.lines().filter(|l| !l.starts_with('#')).flat_map(|l| [l, "\n"]).collect();
+    let text: String = text.lines().filter(|l| !l.starts_with('#')).flat_map(|l| [l, "\n"]).collect();
     stanzas(&text)
         .filter(|s| s.get("Types").is_some_and(|types| types.split_whitespace().any(|t| t == "deb")))
         .filter(|s| !s.get("Enabled").is_some_and(|e| e.eq_ignore_ascii_case("no")))
@@ -198,7 +197,8 @@ fn proxy_for(
     if let Some(proxy) = keys.iter().find_map(|key| options.get(key)).filter(|p| !p.is_empty()) {
         return (!proxy.eq_ignore_ascii_case("DIRECT")).then(|| proxy.trim_end_matches('/').to_owned());
     }
-    let variable = |name: &str| env(name).or_else(|| env(&name.to_ascii_uppercase())).filter(|v| !v.is_empty());
+    let variable =
+        |name: &str| env(name).or_else(|| env(&name.to_ascii_uppercase())).filter(|v| !v.is_empty());
     let direct = variable("no_proxy").is_some_and(|list| {
         list.split(',').map(|item| item.trim().trim_start_matches("*.").trim_start_matches('.')).any(|item| {
             item == "*" || (!item.is_empty() && (host == item || host.ends_with(&format!(".{item}"))))
@@ -207,7 +207,9 @@ fn proxy_for(
     if direct {
         return None;
     }
-    variable(&format!("{scheme}_proxy")).or_else(|| variable("all_proxy")).map(|p| p.trim_end_matches('/').to_owned())
+    variable(&format!("{scheme}_proxy"))
+        .or_else(|| variable("all_proxy"))
+        .map(|p| p.trim_end_matches('/').to_owned())
 }
 
 /// The files of a folder by name; none when it cannot be read.

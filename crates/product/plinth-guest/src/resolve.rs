@@ -30,13 +30,14 @@ pub fn resolve(index: &PackageIndex, wanted: &Wanted<'_>) -> Result<Vec<PackageI
     }
     for name in &wanted.names {
         let atom = dependencies(name).into_iter().flat_map(|d| d.alternatives).next();
-        let id = atom.and_then(|atom| index.candidates(&atom, wanted.arch).first().copied()).ok_or_else(|| {
-            GuestError::UnknownPackage {
-                name: name.clone(),
-                suite: wanted.suite.to_owned(),
-                arch: wanted.arch.to_owned(),
-            }
-        })?;
+        let id =
+            atom.and_then(|atom| index.candidates(&atom, wanted.arch).first().copied()).ok_or_else(|| {
+                GuestError::UnknownPackage {
+                    name: name.clone(),
+                    suite: wanted.suite.to_owned(),
+                    arch: wanted.arch.to_owned(),
+                }
+            })?;
         closure.choose(id);
     }
     while let Some(id) = closure.queue.pop_front() {
@@ -228,7 +229,8 @@ mod tests {
 
     #[test]
     fn the_newest_version_counts() {
-        let index = index(&["a-pkg 1 Essential=yes;Depends=gone", "a-pkg 2 Essential=yes", "a-pkg 1.5 Depends=gone"]);
+        let index =
+            index(&["a-pkg 1 Essential=yes;Depends=gone", "a-pkg 2 Essential=yes", "a-pkg 1.5 Depends=gone"]);
         assert_eq!(closure(&index, &[]).unwrap(), ["a-pkg"]);
         assert_eq!(index.get(index.find("a-pkg").unwrap()).version, "2");
     }

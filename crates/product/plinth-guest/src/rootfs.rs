@@ -261,7 +261,10 @@ mod tests {
     #[test]
     fn the_layout_comes_first() {
         let packages = [
-            package("Package: a\nVersion: 1", &[("bin", EntryKind::Directory), ("bin/a", EntryKind::File(0))]),
+            package(
+                "Package: a\nVersion: 1",
+                &[("bin", EntryKind::Directory), ("bin/a", EntryKind::File(0))],
+            ),
             package(
                 "Package: base-files\nVersion: 1",
                 &[("usr/bin", EntryKind::Directory), ("bin", EntryKind::Symlink(b"usr/bin".to_vec()))],
@@ -279,7 +282,9 @@ mod tests {
         let replacing = || package("Package: new\nVersion: 1\nReplaces: old (<< 2)", &file);
         assert!(place(&[old(), replacing()], 0).is_ok());
         assert!(place(&[replacing(), old()], 0).is_ok());
-        assert!(place(&[old(), package("Package: new\nVersion: 1\nReplaces: old (<< 1)", &file)], 0).is_err());
+        assert!(
+            place(&[old(), package("Package: new\nVersion: 1\nReplaces: old (<< 1)", &file)], 0).is_err()
+        );
     }
 
     #[test]

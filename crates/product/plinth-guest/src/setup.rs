@@ -10,6 +10,13 @@ use crate::rootfs::{Unpacked, read_file};
 use crate::tree::{Meta, Tree};
 
 const FIRST_BOOT: &str = include_str!("scripts/first-boot.sh");
+const CONFMODULE: &str = include_str!("scripts/confmodule");
+/// Programs that stand in for slower ones during the first boot.
+const STAND_INS: &[(&str, &str)] = &[
+    ("deb-systemd-helper", include_str!("scripts/bin/deb-systemd-helper")),
+    ("dpkg-maintscript-helper", include_str!("scripts/bin/dpkg-maintscript-helper")),
+    ("invoke-rc.d", include_str!("scripts/bin/invoke-rc.d")),
+];
 const HERE: &str = "/usr/lib/plinth";
 /// The group that may read shadow files (base-passwd).
 const SHADOW_GROUP: u32 = 42;
@@ -31,19 +38,27 @@ pub struct Setup<'a> {
     pub arch: GuestArch,
 }
 
+/// What is known about packages for the first boot.
+pub struct Steps<'a> {
+    /// Base packages: their `preinst` scripts do nothing on a fresh system, and their `postinst` scripts
+    /// need no more than the defaults of debconf.
+    pub base: &'a dyn Fn(&Unpacked) -> bool,
+    /// Packages whose configuration the builder has done.
+    pub done: &'a dyn Fn(&Unpacked) -> bool,
+}
+
 impl Setup<'_> {
-    /// Puts the files into the tree. `base` says which packages' `preinst` scripts are known to do
-    /// nothing on a fresh system.
+    /// Puts the files into the tree.
     pub fn apply(
         &self,
         image: &ImageWriter,
         tree: &mut Tree<Extents>,
         packages: &[Unpacked],
-        base: &dyn Fn(&str) -> bool,
+        steps: &Steps<'_>,
     ) -> Result<()> {
         self.accounts(image, tree)?;
         self.configuration(tree)?;
-        self.first_boot(tree, packages, base)
+        self.first_boot(tree, packages, steps)
     }
 
     fn file(&self, tree: &mut Tree<Extents>, path: &str, content: impl Into<Vec<u8>>) -> Result<()> {
@@ -52,7 +67,7 @@ impl Setup<'_> {
 
     /// The accounts of base-passwd with shadow files, root without a password.
     fn accounts(&self, image: &ImageWriter, tree: &mut Tree<Extents>) -> Result<()> {
-        let mut read = |name: &str| -> Result<String> {
+        let read = |name: &str| -> Result<String> {
             let path = format!("/usr/share/base-passwd/{name}.master");
             let bytes = read_file(image, tree, &path)?.unwrap_or_default();
             Ok(String::from_utf8_lossy(&bytes).into_owned())
@@ -112,16 +127,12 @@ impl Setup<'_> {
         text
     }
 
-    fn first_boot(
-        &self,
-        tree: &mut Tree<Extents>,
-        packages: &[Unpacked],
-        base: &dyn Fn(&str) -> bool,
-    ) -> Result<()> {
+    fn first_boot(&self, tree: &mut Tree<Extents>, packages: &[Unpacked], steps: &Steps<'_>) -> Result<()> {
         let arch = self.arch;
         let preinsts: String = packages
             .iter()
-            .filter(|package| !base(package.name()) && package.control.files.contains_key("preinst"))
+            .filter(|package| !(steps.base)(package) && !(steps.done)(package))
+            .filter(|package| package.control.files.contains_key("preinst"))
             .map(|package| {
                 let id = database_name(package);
                 format!("{} {arch} /var/lib/dpkg/info/{id}.preinst\n", package.name())
@@ -129,7 +140,18 @@ impl Setup<'_> {
             .collect();
         let dpkg = packages.iter().find(|p| p.name() == "dpkg");
         let dpkg = dpkg.and_then(|p| p.control.stanza.get("Version")).unwrap_or_default();
+        let base: String = packages
+            .iter()
+            .filter(|package| (steps.base)(package) && !(steps.done)(package))
+            .filter(|package| state(package) == State::Unpacked)
+            .map(|package| format!("{}\n", database_name(package)))
+            .collect();
         self.file(tree, &format!("{HERE}/preinsts"), preinsts)?;
+        self.file(tree, &format!("{HERE}/base"), base)?;
+        self.file(tree, &format!("{HERE}/confmodule"), CONFMODULE)?;
+        for (name, script) in STAND_INS {
+            tree.file(&format!("{HERE}/bin/{name}"), Meta::root(0o755, self.time), *script)?;
+        }
         self.file(tree, &format!("{HERE}/built"), format!("{}\n", self.time))?;
         self.file(tree, &format!("{HERE}/dpkg-version"), format!("{dpkg}\n"))?;
         tree.file(&format!("{HERE}/first-boot"), Meta::root(0o755, self.time), FIRST_BOOT)?;
@@ -176,11 +198,13 @@ mod tests {
 
     #[test]
     fn apt_sources() {
-        let mut mirror =
-            Mirror { uri: "http://m.example/debian".into(), proxy: None, security: Some("http://s/x".into()) };
+        let mut mirror = Mirror {
+            uri: "http://m.example/debian".into(),
+            proxy: None,
+            security: Some("http://s/x".into()),
+        };
         let sources = |suite: &str, mirror: &Mirror| {
-            let setup =
-                Setup { hostname: "h", suite, mirror, uuid: "", time: 0, arch: GuestArch::Riscv64 };
+            let setup = Setup { hostname: "h", suite, mirror, uuid: "", time: 0, arch: GuestArch::Riscv64 };
             setup.sources()
         };
         assert!(sources("trixie", &mirror).contains("URIs: http://s/x\nSuites: trixie-security\n"));

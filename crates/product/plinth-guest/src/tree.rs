@@ -132,7 +132,8 @@ impl<S> Tree<S> {
         if path.starts_with(b"/") {
             trail.truncate(1);
         }
-        let mut names = path.split(|c| *c == b'/').filter(|name| !name.is_empty() && *name != b".").peekable();
+        let mut names =
+            path.split(|c| *c == b'/').filter(|name| !name.is_empty() && *name != b".").peekable();
         while let Some(name) = names.next() {
             if name == b".." {
                 if trail.len() > 1 {
@@ -211,6 +212,7 @@ impl<S> Tree<S> {
                     self.nodes[old].meta = node.meta;
                     return Ok(old);
                 }
+                // dpkg never puts a link in the place of a directory with files.
                 if matches!(node.kind, Kind::Symlink(_)) && self.entries(old).next().is_some() {
                     return Ok(old);
                 }
@@ -257,16 +259,6 @@ impl<S> Tree<S> {
     pub fn symlink(&mut self, path: &str, target: &str, mtime: i64) -> Result<NodeId> {
         let kind = Kind::Symlink(target.as_bytes().to_vec());
         self.put(path.as_bytes(), Node { meta: Meta::root(0o777, mtime), kind })
-    }
-
-    /// Takes a name away; its node stays for its other names.
-    pub fn remove(&mut self, path: &str) {
-        let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
-        if let Some(parent) = self.find(folder.as_bytes(), true)
-            && let Kind::Directory(entries) = &mut self.nodes[parent].kind
-        {
-            entries.remove(name.as_bytes());
-        }
     }
 
     /// Is there anything at the path, a broken link included?
@@ -363,7 +355,5 @@ mod tests {
         tree.file("/f", Meta::root(0o600, 0), "2").unwrap();
         assert_eq!(tree.node(tree.find(b"/f", false).unwrap()).meta.mode, 0o600);
         assert!(tree.file("/usr", Meta::root(0o644, 0), "").is_err());
-        tree.remove("/f");
-        assert!(!tree.exists("/f"));
     }
 }

@@ -120,7 +120,7 @@ impl From<VmError> for Failure {
     fn from(e: VmError) -> Self {
         use plinth_machine::Error as M;
         let code = match &e {
-            VmError::Memory(_) | VmError::Thread { .. } | VmError::Vcpu { .. } => Code::HostResource,
+            VmError::Memory(_) | VmError::Thread { .. } | VmError::Vcpus { .. } => Code::HostResource,
             VmError::Machine(M::TooMany { .. } | M::NoSlot(_) | M::NoFirmware(_)) => Code::Usage,
             VmError::Machine(_) => Code::Failed,
         };

@@ -8,12 +8,12 @@ use plinth_machine::board::Board;
 use plinth_machine::{BootSources, Machine, MakeDevice, Resources};
 use plinth_memory::GuestRam;
 use plinth_pci::PciFunction;
-use plinth_vcpu::{Platform, SystemEvent, Vcpu, VcpuControl};
+use plinth_vcpu::{Platform, SystemEvent, VcpuControl};
 
 use crate::event::{Event, Events};
 use crate::thread::VcpuThreads;
 use crate::vm::{Console, Vm};
-use crate::{Accelerator, Error, VcpuContext};
+use crate::{Accelerator, Error, MachineContext, Vcpus};
 
 /// What the vCPUs' built-in firmware sees of the machine.
 pub(crate) struct Services {
@@ -134,25 +134,18 @@ impl VmBuilder {
             vcpus: RwLock::default(),
         });
         let bus = Arc::new(Bus::new());
-        let mut vcpus: Vec<Box<dyn Vcpu>> = Vec::new();
-        for index in 0..cpus {
-            let context = VcpuContext {
-                index,
-                count: cpus,
-                ram: ram.clone(),
-                bus: bus.clone(),
-                platform: services.clone(),
-                clock: timers.clock(),
-                timebase_hz: board.timebase_hz,
-                builtin_firmware: boot.firmware.is_none(),
-            };
-            let vcpu = accelerator.create_vcpu(context).map_err(|why| Error::Vcpu {
-                index,
-                accelerator: accelerator.name().to_owned(),
-                why,
-            })?;
-            vcpus.push(vcpu);
-        }
+        let context = MachineContext {
+            board,
+            cpus,
+            ram: ram.clone(),
+            bus: bus.clone(),
+            platform: services.clone(),
+            timers: Arc::clone(&timers),
+            builtin_firmware: boot.firmware.is_none(),
+        };
+        let Vcpus { vcpus, model } = accelerator
+            .create_vcpus(context)
+            .map_err(|why| Error::Vcpus { accelerator: accelerator.name().to_owned(), why })?;
         let controls: Vec<_> = vcpus.iter().map(|v| v.control()).collect();
         *services.vcpus.write().unwrap_or_else(PoisonError::into_inner) =
             controls.iter().map(Arc::downgrade).collect();
@@ -162,7 +155,7 @@ impl VmBuilder {
             bus,
             timers: Arc::clone(&timers),
             vcpus: controls,
-            cpu: accelerator.cpu_model(),
+            cpu: model,
             events: Arc::new(move |event| to.push(Event::Guest(event))),
             serials,
             pci,

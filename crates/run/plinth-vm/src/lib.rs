@@ -8,7 +8,7 @@ mod htif;
 mod thread;
 mod vm;
 
-pub use accel::{Accelerator, VcpuContext};
+pub use accel::{Accelerator, MachineContext, Vcpus};
 pub use builder::VmBuilder;
 pub use event::{Exit, VmHandle};
 pub use vm::Vm;
@@ -30,11 +30,9 @@ pub enum Error {
         /// What the host said.
         source: std::io::Error,
     },
-    /// The accelerator cannot make a vCPU.
-    #[error("cannot make vCPU {index} with '{accelerator}': {why}")]
-    Vcpu {
-        /// Its index.
-        index: u32,
+    /// The accelerator cannot make vCPUs.
+    #[error("cannot make vCPUs with '{accelerator}': {why}")]
+    Vcpus {
         /// The accelerator.
         accelerator: String,
         /// Why.

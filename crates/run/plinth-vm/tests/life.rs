@@ -5,13 +5,21 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use plinth_device::IrqSink;
-use plinth_machine::board::CpuModel;
 use plinth_machine::{boards, isa};
-use plinth_vcpu::{Register, StartState, SystemEvent, TlbFlush, Vcpu, VcpuControl, VcpuExit, VcpuPower};
-use plinth_vm::{Accelerator, Exit, VcpuContext, VmBuilder};
+use plinth_vcpu::{
+    PhysicalBus, Platform, Register, StartState, SystemEvent, TlbFlush, Vcpu, VcpuControl, VcpuExit,
+    VcpuPower,
+};
+use plinth_vm::{Accelerator, Exit, MachineContext, Vcpus, VmBuilder};
 
 /// What a vCPU does each time it is let run; `None` means that it waits to be kicked.
-type Guest = dyn Fn(&VcpuContext, &Option<StartState>) -> Option<VcpuExit> + Send + Sync;
+type Guest = dyn Fn(&Context, &Option<StartState>) -> Option<VcpuExit> + Send + Sync;
+
+struct Context {
+    index: u32,
+    bus: Arc<dyn PhysicalBus>,
+    platform: Arc<dyn Platform>,
+}
 
 struct Control {
     index: u32,
@@ -40,7 +48,7 @@ impl VcpuControl for Control {
 }
 
 struct Cpu {
-    context: VcpuContext,
+    context: Context,
     control: Arc<Control>,
     guest: Arc<Guest>,
     start: Option<StartState>,
@@ -73,12 +81,18 @@ impl Accelerator for Fake {
     fn name(&self) -> &str {
         "fake"
     }
-    fn cpu_model(&self) -> Option<CpuModel> {
-        None
-    }
-    fn create_vcpu(&self, context: VcpuContext) -> Result<Box<dyn Vcpu>, String> {
-        let control = Arc::new(Control { index: context.index, kicked: AtomicBool::new(false) });
-        Ok(Box::new(Cpu { context, control, guest: self.0.clone(), start: None }))
+    fn create_vcpus(&self, machine: MachineContext) -> Result<Vcpus, String> {
+        let make = |index| -> Box<dyn Vcpu> {
+            let (bus, platform) = (machine.bus.clone(), machine.platform.clone());
+            let control = Arc::new(Control { index, kicked: AtomicBool::new(false) });
+            Box::new(Cpu {
+                context: Context { index, bus, platform },
+                control,
+                guest: self.0.clone(),
+                start: None,
+            })
+        };
+        Ok(Vcpus { vcpus: (0..machine.cpus).map(make).collect(), model: None })
     }
 }
 
@@ -88,7 +102,7 @@ fn builder(cpus: u32) -> VmBuilder {
 
 fn run(
     builder: VmBuilder,
-    guest: impl Fn(&VcpuContext, &Option<StartState>) -> Option<VcpuExit> + Send + Sync + 'static,
+    guest: impl Fn(&Context, &Option<StartState>) -> Option<VcpuExit> + Send + Sync + 'static,
 ) -> Exit {
     builder.build(&Fake(Arc::new(guest))).unwrap().run().unwrap()
 }

@@ -1,9 +1,25 @@
 //! The one-pass translator.
+//!
+//! The guest's state is in its home (pinned registers, or slots of the frame) at every [`Code::Insn`], so
+//! labels and exits need no code to make it so. Temporaries live between two markers; where one is, is
+//! tracked in [`state::State`]. What is rarely executed goes to [`cold`] stubs after the region's body.
 
-use plinth_ir::{Block, Layout, Mode};
+mod cold;
+mod control;
+mod int;
+mod int_special;
+mod memory;
+mod state;
 
+use plinth_ir::{Block, Code, Layout, Mode, Op, Ty, Val};
+
+use crate::asm::{Asm, Cc};
+use crate::frame::SLOTS;
 use crate::memory::{CodeAddress, CodeMemory};
+use crate::thunks::{self, Thunks};
 use crate::{CodegenError, Config};
+use cold::Cold;
+use state::{NO_PIN, State};
 
 /// A piece of host code for a block.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,9 +58,50 @@ pub struct Straddle {
     pub page: u32,
 }
 
-/// Translates blocks of one guest ISA. It has no state but its buffers; a thread has its own.
+const UNBOUND: u32 = u32::MAX;
+
+/// A label while code is made.
+#[derive(Clone, Copy)]
+struct LabelState {
+    /// Offset of its code, or [`UNBOUND`].
+    at: u32,
+    /// A branch from behind goes to it.
+    loop_head: bool,
+    /// It stands in the block.
+    inside: bool,
+}
+
+/// An exit while code is made; all are offsets into the code.
+#[derive(Clone, Copy)]
+struct ExitState {
+    site: u32,
+    stub: u32,
+    pc: i32,
+    literal: Option<u32>,
+}
+
+/// Translates blocks of one guest ISA. It keeps nothing between blocks but its buffers; each thread that
+/// translates has its own.
 pub struct Translator {
-    _config: Config,
+    config: Config,
+    asm: Asm,
+    state: State,
+    default_nan: [u64; 3],
+    thunks: Thunks,
+    mode: Mode,
+    labels: Vec<LabelState>,
+    /// (label, offset of a rel32 to it).
+    fixups: Vec<(u32, u32)>,
+    cold: Vec<Cold>,
+    exits: Vec<ExitState>,
+    /// Offset from the page base of the current instruction, and its length.
+    insn: u32,
+    insn_len: u8,
+    /// The current instruction has changed the guest's state, so it cannot be started over.
+    touched: bool,
+    /// The result of the current operation is sign-extended from 32 bits.
+    sext_result: bool,
+    error: Option<&'static str>,
 }
 
 impl Translator {
@@ -54,13 +111,35 @@ impl Translator {
     /// [`CodegenError::Layout`] if the layout does not fit into a frame.
     pub fn new(layout: &Layout, config: Config) -> Result<Self, CodegenError> {
         let slots = layout.slots.len();
-        if slots > crate::frame::SLOTS {
+        if slots > SLOTS {
             return Err(CodegenError::Layout { slots });
         }
-        Ok(Self { _config: config })
+        let mut pins = vec![NO_PIN; slots];
+        for (reg, slot) in thunks::pins(layout) {
+            pins[usize::from(slot)] = reg;
+        }
+        Ok(Self {
+            config,
+            asm: Asm::new(),
+            state: State::new(pins),
+            default_nan: layout.default_nan,
+            thunks: Thunks::default(),
+            mode: Mode::default(),
+            labels: Vec::new(),
+            fixups: Vec::new(),
+            cold: Vec::new(),
+            exits: Vec::new(),
+            insn: 0,
+            insn_len: 0,
+            touched: false,
+            sext_result: false,
+            error: None,
+        })
     }
 
-    /// Translates `block` for `mode` into `out`.
+    /// Translates `block` for `mode` into `out`. A block whose only instruction straddles its page has a
+    /// `straddle`, which is checked whenever the region is entered; on a mismatch it is left with
+    /// [`crate::frame::exit::LOOKUP`] at its start.
     ///
     /// # Errors
     /// [`CodegenError::Full`] if `out` has no room, [`CodegenError::Block`] if the block is beyond what the
@@ -72,8 +151,173 @@ impl Translator {
         straddle: Option<Straddle>,
         out: &mut CodeMemory,
     ) -> Result<Region, CodegenError> {
-        let _ = (block, mode, straddle);
-        let code = out.next_address();
-        Ok(Region { code, ..Region::default() })
+        self.thunks = *out.thunks();
+        self.mode = mode;
+        self.prepare(block, out.next_address())?;
+        if let Some(straddle) = straddle {
+            self.check_straddle(block.start, straddle);
+        }
+        let ops = block.ops.as_slice();
+        let mut at = 0;
+        while at < ops.len() {
+            at += self.operation(block, &ops[at..]);
+        }
+        let ends = [Code::Jmp, Code::JmpInd, Code::Exit, Code::Trap];
+        if !ops.last().is_some_and(|op| ends.contains(&op.code)) {
+            self.fail("control runs off the end");
+        }
+        self.emit_cold();
+        if let Some(what) = self.error.take() {
+            return Err(CodegenError::Block(what));
+        }
+        self.finish(block, out)
+    }
+
+    /// Resets the state, counts uses of temporaries, finds loop heads.
+    fn prepare(&mut self, block: &Block, base: u64) -> Result<(), CodegenError> {
+        self.asm.start(base);
+        self.fixups.clear();
+        self.cold.clear();
+        self.exits.clear();
+        self.error = None;
+        self.sext_result = false;
+        self.insn = block.start;
+        self.insn_len = 0;
+        self.touched = false;
+        let unbound = LabelState { at: UNBOUND, loop_head: false, inside: false };
+        self.labels.clear();
+        self.labels.extend(block.labels.iter().map(|l| LabelState { inside: l.op.is_some(), ..unbound }));
+        self.state.start(usize::from(block.temps));
+        let temps = &mut self.state.temps;
+        let mut count = |v: Val| {
+            if let Some(t) = v.as_temp()
+                && let Some(t) = temps.get_mut(usize::from(t))
+            {
+                t.uses += 1;
+            }
+        };
+        for (i, op) in block.ops.iter().enumerate() {
+            count(op.a);
+            count(op.b);
+            count(op.c);
+            if matches!(op.code, Code::Br | Code::Jmp | Code::Label) {
+                let id = op.aux as usize;
+                let Some(label) = block.labels.get(id) else {
+                    return Err(CodegenError::Block("a label that does not exist"));
+                };
+                if op.code != Code::Label && label.op.is_some_and(|at| at as usize <= i) {
+                    self.labels[id].loop_head = true;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Translates the first operation of `ops`; gives how many were.
+    #[inline]
+    fn operation(&mut self, block: &Block, ops: &[Op]) -> usize {
+        self.asm.reserve(512);
+        let mut op = ops[0];
+        match op.code {
+            Code::Insn => {
+                self.state.end_insn();
+                self.insn = op.aux as u32 & 0xffff;
+                self.insn_len = op.sub;
+                self.touched = false;
+            }
+            Code::Label => self.label(op.aux as u32, block),
+            Code::Br => self.branch(&op, block),
+            Code::Jmp => self.jump(op.aux as u32, block),
+            Code::JmpInd => self.jump_indirect(&op, block),
+            Code::Exit => self.exit_dispatch(op.aux),
+            Code::Helper => self.helper(&op, block),
+            Code::Trap => self.trap(&op, block),
+            Code::PcRel => self.pc_rel(&op),
+            code if (Code::Mov..=Code::BitRev8).contains_code(code) => {
+                let used = self.fuse(&mut op, ops);
+                self.integer(&op, block);
+                self.sext_result = false;
+                return used;
+            }
+            Code::Load if op.ty != Ty::V128 => self.load(&op, block),
+            Code::Store if op.ty != Ty::V128 => self.store(&op, block),
+            Code::Amo => self.amo(&op, block),
+            Code::Cas => self.cas(&op, block),
+            Code::LoadReserved => self.load_reserved(&op, block),
+            Code::StoreCond => self.store_cond(&op, block),
+            Code::Fence => self.fence(&op),
+            Code::Load | Code::Store | Code::VBin | Code::VSplat | Code::VExtract | Code::VInsert => {
+                self.fail("vector operations");
+            }
+            _ => self.float_call(&op, block),
+        }
+        1
+    }
+
+    /// If the result of `op` is only moved or sign-extended by the next operation, does both at once.
+    /// Gives how many operations `op` now stands for.
+    #[inline]
+    fn fuse(&mut self, op: &mut Op, ops: &[Op]) -> usize {
+        let Some(next) = ops.get(1) else { return 1 };
+        if next.a != op.dst || !self.state.used_once(op.dst) {
+            return 1;
+        }
+        match next.code {
+            Code::Sext32 => self.sext_result = true,
+            Code::Mov if next.ty == op.ty => {}
+            Code::Zext32 if op.ty == Ty::I32 => {}
+            _ => return 1,
+        }
+        op.dst = next.dst;
+        2
+    }
+
+    fn finish(&mut self, block: &Block, out: &mut CodeMemory) -> Result<Region, CodegenError> {
+        for &(label, at) in &self.fixups {
+            let target = self.labels[label as usize].at;
+            if target == UNBOUND {
+                return Err(CodegenError::Block("a label that is bound nowhere"));
+            }
+            self.asm.set_rel32(at as usize, target as usize);
+        }
+        let code = out.append(self.asm.code())?;
+        let mut entries = Vec::with_capacity(1 + self.labels.len());
+        entries.push((block.start, code));
+        for (label, info) in self.labels.iter().zip(&block.labels) {
+            if label.at != UNBOUND && (0..4096).contains(&info.pc) {
+                entries.push((info.pc as u32, code + u64::from(label.at)));
+            }
+        }
+        let exits = self.exits.iter().map(|e| ExitSite {
+            site: code + u64::from(e.site),
+            stub: code + u64::from(e.stub),
+            pc: e.pc,
+            page_literal: e.literal.map(|l| code + u64::from(l)),
+        });
+        Ok(Region { code, len: self.asm.code().len(), entries, exits: exits.collect() })
+    }
+
+    /// Gives the block up.
+    #[cold]
+    fn fail(&mut self, what: &'static str) {
+        self.error = Some(what);
+    }
+
+    /// A jump to a cold stub if `cc`; its place, for [`Cold::at`].
+    #[inline]
+    fn jcc_cold(&mut self, cc: Cc) -> u32 {
+        self.asm.jcc(cc) as u32
+    }
+}
+
+/// Ranges of opcodes.
+trait ContainsCode {
+    fn contains_code(&self, code: Code) -> bool;
+}
+
+impl ContainsCode for std::ops::RangeInclusive<Code> {
+    #[inline]
+    fn contains_code(&self, code: Code) -> bool {
+        (*self.start() as u8..=*self.end() as u8).contains(&(code as u8))
     }
 }

@@ -24,9 +24,8 @@ const M_TIMER: u32 = 7;
 const S_EXTERNAL: u32 = 9;
 const M_EXTERNAL: u32 = 11;
 
-/// Values of the privilege level in the start state.
+/// The privilege level of the stage after firmware.
 const SUPERVISOR: u64 = 1;
-const MACHINE: u64 = 3;
 
 const fn at(start: u64, len: u64) -> Range {
     Range { start, len }
@@ -193,14 +192,13 @@ fn describe_cpus(machine: &Assembly, tree: &mut Tree) -> Result<(), Error> {
     })
 }
 
-/// Firmware starts on every hart in machine mode, as after a reset; a kernel starts on the first one in
-/// supervisor mode above the built-in firmware (SBI specification, HSM extension), which starts the others.
+/// Firmware starts on every hart, as after a reset; a kernel starts on the first one, above the built-in
+/// firmware, which starts the others (SBI specification, HSM extension).
 fn start(entry: &BootEntry, index: u32) -> Option<StartState> {
     if index != 0 && !entry.firmware {
         return None;
     }
-    let level = if entry.firmware { MACHINE } else { SUPERVISOR };
-    let mut registers = vec![("priv", level), ("a0", u64::from(index)), ("a1", entry.fdt)];
+    let mut registers = vec![("a0", u64::from(index)), ("a1", entry.fdt)];
     if let Some(next) = entry.next_stage {
         registers.push(("a2", next));
     }

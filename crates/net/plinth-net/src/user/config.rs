@@ -1,17 +1,19 @@
 //! What the user network looks like to the guest.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::{NetError, PortForward};
 
 /// Smallest MTU that IPv4 permits for whole datagrams (RFC 791, section 3.2).
 const MIN_MTU: u16 = 576;
 
+/// Smallest MTU that IPv6 permits (RFC 8200, section 5).
+const MIN_MTU6: u16 = 1280;
 /// Longest name that a DHCP option or a DNS label sequence holds.
 const MAX_NAME: usize = 253;
 
 /// How a [`UserNet`](crate::UserNet) is laid out. The default is the network that guests know from
-/// QEMU: 10.0.2.0/24, gateway 10.0.2.2, name server 10.0.2.3, first lease 10.0.2.15.
+/// QEMU: 10.0.2.0/24, gateway 10.0.2.2, name server 10.0.2.3, first lease 10.0.2.15, and fec0::/64.
 #[derive(Clone, Debug)]
 pub struct UserNetConfig {
     /// The network's address.
@@ -24,6 +26,9 @@ pub struct UserNetConfig {
     pub dns: Ipv4Addr,
     /// The first address that DHCP leases; the 16 from it on are leased.
     pub first_lease: Ipv4Addr,
+    /// The IPv6 network, of which the last 64 bits are zero; `None` is a network without IPv6. The gateway
+    /// is number 2 in it and the name server number 3.
+    pub network6: Option<Ipv6Addr>,
     /// Largest IP packet on the network, in bytes.
     pub mtu: u16,
     /// The host name that DHCP gives to the guest.
@@ -50,6 +55,7 @@ impl Default for UserNetConfig {
             gateway: Ipv4Addr::new(10, 0, 2, 2),
             dns: Ipv4Addr::new(10, 0, 2, 3),
             first_lease: Ipv4Addr::new(10, 0, 2, 15),
+            network6: Some(Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0)),
             mtu: 1500,
             hostname: None,
             search_domains: None,
@@ -103,6 +109,17 @@ impl UserNetConfig {
                 return fail(format!("{addr} is the address of both the {other} and the {name}"));
             }
         }
+        if let Some(network) = self.network6
+            && (network.to_bits() as u64 != 0
+                || network.is_unspecified()
+                || network.is_multicast()
+                || network.is_unicast_link_local())
+        {
+            return fail(format!("{network} cannot be a guest's /64 network"));
+        }
+        if self.network6.is_some() && self.mtu < MIN_MTU6 {
+            return fail(format!("an MTU of {} is below {MIN_MTU6}, IPv6's smallest", self.mtu));
+        }
         if self.mtu < MIN_MTU {
             return fail(format!("an MTU of {} is below {MIN_MTU}, IPv4's smallest", self.mtu));
         }
@@ -151,7 +168,10 @@ mod tests {
             (UserNetConfig { gateway: Ipv4Addr::new(10, 0, 3, 2), ..base() }, "gateway's address 10.0.3.2"),
             (UserNetConfig { dns: Ipv4Addr::new(10, 0, 2, 255), ..base() }, "no host address"),
             (UserNetConfig { dns: Ipv4Addr::new(10, 0, 2, 2), ..base() }, "both the gateway and"),
-            (UserNetConfig { mtu: 500, ..base() }, "MTU of 500"),
+            (UserNetConfig { mtu: 1000, ..base() }, "MTU of 1000 is below 1280"),
+            (UserNetConfig { mtu: 500, network6: None, ..base() }, "MTU of 500 is below 576"),
+            (UserNetConfig { network6: Some(Ipv6Addr::LOCALHOST), ..base() }, "::1 cannot be"),
+            (UserNetConfig { network6: Some("fe80::".parse().unwrap()), ..base() }, "fe80:: cannot be"),
             (UserNetConfig { hostname: Some("a b".into()), ..base() }, "'a b'"),
             (UserNetConfig { resolvers: Some(vec![]), ..base() }, "is empty"),
             (

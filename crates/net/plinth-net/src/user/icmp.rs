@@ -1,18 +1,18 @@
-//! ICMP: echo requests to the network's own addresses are answered here, those to the outside go through
+//! ICMP of both families: echo requests to the network's own addresses are answered here, those to the outside go through
 //! the host's unprivileged ping sockets where the host allows them (`net.ipv4.ping_group_range`).
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
 use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::wire::{Icmpv4DstUnreachable, Icmpv4Packet, Icmpv4Repr, Ipv4Repr};
+use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpRepr, Ipv4Repr, Ipv6Repr};
 
 use super::MAX_DATAGRAM;
 use super::lan::Route;
-use super::net::Net;
+use super::net::{Net, Unreachable};
 use super::reactor::{Alarm, Readiness, Token};
 use super::slab::{Slab, SlotId};
 use super::udp::unreachable_reason;
@@ -23,9 +23,16 @@ const MAX_FLOWS: usize = 64;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
-    guest: Ipv4Addr,
-    remote: Ipv4Addr,
+    guest: IpAddr,
+    remote: IpAddr,
     ident: u16,
+}
+
+/// What an echo carries, in either family.
+#[derive(Clone, Copy)]
+struct Echo<'a> {
+    seq_no: u16,
+    data: &'a [u8],
 }
 
 struct Flow {
@@ -44,12 +51,69 @@ pub(super) struct PingNat {
     scratch: Box<[u8]>,
 }
 
-fn open_ping_socket(remote: Ipv4Addr) -> io::Result<UdpSocket> {
+fn open_ping_socket(remote: IpAddr) -> io::Result<UdpSocket> {
+    let (family, protocol) = match remote {
+        IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP),
+        IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6),
+    };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, flags, Some(ipproto::ICMP))?;
-    let socket = UdpSocket::from(socket);
-    socket.connect(SocketAddr::new(remote.into(), 0))?;
+    let socket = UdpSocket::from(socket_with(family, SocketType::DGRAM, flags, Some(protocol))?);
+    socket.connect(SocketAddr::new(remote, 0))?;
     Ok(socket)
+}
+
+impl Key {
+    /// The request as the kernel wants it, which fills in identifier and checksum.
+    fn request(&self, Echo { seq_no, data }: Echo<'_>) -> Vec<u8> {
+        let ident = self.ident;
+        let caps = ChecksumCapabilities::ignored();
+        match (self.guest, self.remote) {
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                let request = Icmpv6Repr::EchoRequest { ident, seq_no, data };
+                let mut message = vec![0; request.buffer_len()];
+                request.emit(&src, &dst, &mut Icmpv6Packet::new_unchecked(&mut message[..]), &caps);
+                message
+            }
+            _ => {
+                let request = Icmpv4Repr::EchoRequest { ident, seq_no, data };
+                let mut message = vec![0; request.buffer_len()];
+                request.emit(&mut Icmpv4Packet::new_unchecked(&mut message[..]), &caps);
+                message
+            }
+        }
+    }
+
+    /// Hands a reply to the guest.
+    fn reply(&self, net: &mut Net, Echo { seq_no, data }: Echo<'_>) {
+        let ident = self.ident;
+        match (self.remote, self.guest) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                net.send_icmp(src, dst, &Icmpv4Repr::EchoReply { ident, seq_no, data });
+            }
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                net.send_icmp6(src, dst, &Icmpv6Repr::EchoReply { ident, seq_no, data });
+            }
+            _ => {}
+        }
+    }
+
+    /// The reply that a message from the host's ping socket is, if it is one.
+    fn parse_reply<'a>(&self, message: &'a [u8]) -> Option<Echo<'a>> {
+        let caps = ChecksumCapabilities::ignored();
+        match (self.remote, self.guest) {
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                let packet = Icmpv6Packet::new_checked(message).ok()?;
+                match Icmpv6Repr::parse(&src, &dst, &packet, &caps).ok()? {
+                    Icmpv6Repr::EchoReply { seq_no, data, .. } => Some(Echo { seq_no, data }),
+                    _ => None,
+                }
+            }
+            _ => match Icmpv4Repr::parse(&Icmpv4Packet::new_checked(message).ok()?, &caps).ok()? {
+                Icmpv4Repr::EchoReply { seq_no, data, .. } => Some(Echo { seq_no, data }),
+                _ => None,
+            },
+        }
+    }
 }
 
 impl PingNat {
@@ -67,47 +131,50 @@ impl PingNat {
     pub(super) fn on_guest_packet(&mut self, net: &mut Net, header: &Ipv4Repr, payload: &[u8]) {
         let Ok(packet) = Icmpv4Packet::new_checked(payload) else { return };
         let caps = ChecksumCapabilities::ignored();
-        let Ok(Icmpv4Repr::EchoRequest { ident, seq_no, data }) = Icmpv4Repr::parse(&packet, &caps) else {
-            return;
-        };
-        let remote = header.dst_addr;
-        if net.lan.is_ours(remote) {
-            let reply = Icmpv4Repr::EchoReply { ident, seq_no, data };
-            return net.send_icmp(remote, header.src_addr, &reply);
-        }
-        // Any port will do: only the address is looked at.
-        let result = match net.lan.route(SocketAddr::new(remote.into(), 1)) {
-            Route::Host(_) => {
-                self.send_to_host(net, Key { guest: header.src_addr, remote, ident }, seq_no, data)
-            }
-            Route::Unreachable | Route::Resolver => Err(Some(Icmpv4DstUnreachable::HostUnreachable)),
-            Route::Discard => return,
-        };
-        if let Err(Some(reason)) = result {
-            net.send_unreachable(net.lan.gateway, header, payload, reason);
+        if let Ok(Icmpv4Repr::EchoRequest { ident, seq_no, data }) = Icmpv4Repr::parse(&packet, &caps) {
+            let key = Key { guest: header.src_addr.into(), remote: header.dst_addr.into(), ident };
+            self.on_request(net, key, &IpRepr::Ipv4(*header), payload, Echo { seq_no, data });
         }
     }
 
-    fn send_to_host(
-        &mut self,
-        net: &mut Net,
-        key: Key,
-        seq_no: u16,
-        data: &[u8],
-    ) -> Result<(), Option<Icmpv4DstUnreachable>> {
+    /// An ICMPv6 message of the guest's that is not about neighbors.
+    pub(super) fn on_guest_packet6(&mut self, net: &mut Net, header: &Ipv6Repr, payload: &[u8]) {
+        let Ok(packet) = Icmpv6Packet::new_checked(payload) else { return };
+        let caps = ChecksumCapabilities::ignored();
+        if let Ok(Icmpv6Repr::EchoRequest { ident, seq_no, data }) =
+            Icmpv6Repr::parse(&header.src_addr, &header.dst_addr, &packet, &caps)
+        {
+            let key = Key { guest: header.src_addr.into(), remote: header.dst_addr.into(), ident };
+            self.on_request(net, key, &IpRepr::Ipv6(*header), payload, Echo { seq_no, data });
+        }
+    }
+
+    fn on_request(&mut self, net: &mut Net, key: Key, header: &IpRepr, payload: &[u8], echo: Echo<'_>) {
+        if net.lan.is_ours(key.remote) {
+            return key.reply(net, echo);
+        }
+        // Any port will do: only the address is looked at.
+        let result = match net.lan.route(SocketAddr::new(key.remote, 1)) {
+            Route::Host(_) => self.send_to_host(net, key, echo),
+            Route::Unreachable | Route::Resolver => Err(Some(Unreachable::Host)),
+            Route::Discard => return,
+        };
+        if let Err(Some(reason)) = result {
+            net.send_unreachable(header, payload, reason);
+        }
+    }
+
+    fn send_to_host(&mut self, net: &mut Net, key: Key, echo: Echo<'_>) -> Result<(), Option<Unreachable>> {
         let id = match self.by_key.get(&key) {
             Some(&id) => id,
             None => self.open(net, key)?,
         };
         let flow = self.flows.get_mut(id).ok_or(None)?;
         flow.last_used = net.now;
-        let request = Icmpv4Repr::EchoRequest { ident: key.ident, seq_no, data };
-        let mut message = vec![0; request.buffer_len()];
-        request.emit(&mut Icmpv4Packet::new_unchecked(&mut message[..]), &ChecksumCapabilities::default());
-        flow.socket.send(&message).map(drop).map_err(|error| unreachable_reason(&error))
+        flow.socket.send(&key.request(echo)).map(drop).map_err(|error| unreachable_reason(&error))
     }
 
-    fn open(&mut self, net: &mut Net, key: Key) -> Result<SlotId, Option<Icmpv4DstUnreachable>> {
+    fn open(&mut self, net: &mut Net, key: Key) -> Result<SlotId, Option<Unreachable>> {
         if self.flows.is_full()
             && let Some(oldest) = self.flows.iter().min_by_key(|(_, flow)| flow.last_used).map(|(id, _)| id)
         {
@@ -160,12 +227,9 @@ impl PingNat {
         let Some(flow) = self.flows.get_mut(id) else { return false };
         match flow.socket.recv(&mut self.scratch) {
             Ok(len) => {
-                let caps = ChecksumCapabilities::ignored();
-                if let Ok(packet) = Icmpv4Packet::new_checked(&self.scratch[..len])
-                    && let Ok(Icmpv4Repr::EchoReply { seq_no, data, .. }) = Icmpv4Repr::parse(&packet, &caps)
-                {
-                    let Key { guest, remote, ident } = flow.key;
-                    net.send_icmp(remote, guest, &Icmpv4Repr::EchoReply { ident, seq_no, data });
+                let key = flow.key;
+                if let Some(echo) = key.parse_reply(&self.scratch[..len]) {
+                    key.reply(net, echo);
                 }
                 true
             }

@@ -5,6 +5,7 @@ mod dhcp;
 mod fragment;
 mod icmp;
 mod lan;
+mod ndp;
 mod net;
 mod reactor;
 mod resolver;
@@ -12,22 +13,22 @@ mod slab;
 mod tcp;
 mod udp;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use rustix::process::{Resource, getrlimit};
-use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, DHCP_CLIENT_PORT, DHCP_SERVER_PORT, EthernetAddress, EthernetFrame,
-    EthernetProtocol, IpProtocol, Ipv4Packet, Ipv4Repr, UdpPacket,
+    EthernetProtocol, IpProtocol, IpRepr, Ipv4Packet, Ipv6Packet, UdpPacket,
 };
 
 pub use self::config::UserNetConfig;
 use self::dhcp::DhcpServer;
 use self::fragment::Reassembler;
 use self::icmp::PingNat;
-use self::net::{ETHERNET_HEADER, Net};
+use self::ndp::Ndp;
+use self::net::{ETHERNET_HEADER, IPV6_HEADER, Net, parse_ip};
 use self::reactor::{Readiness, Token};
 use self::tcp::TcpNat;
 use self::udp::UdpNat;
@@ -50,6 +51,16 @@ struct FlowKey {
     remote: SocketAddr,
 }
 
+impl FlowKey {
+    /// The flow of a packet of the guest's.
+    fn new(header: &IpRepr, src_port: u16, dst_port: u16) -> Self {
+        Self {
+            guest: SocketAddr::new(header.src_addr().into(), src_port),
+            remote: SocketAddr::new(header.dst_addr().into(), dst_port),
+        }
+    }
+}
+
 /// A network in user space for one guest card: the guest reaches what the host process reaches, and is
 /// reached through forwarded ports only. It needs no rights.
 pub struct UserNet {
@@ -59,6 +70,7 @@ pub struct UserNet {
     tcp: TcpNat,
     udp: UdpNat,
     ping: PingNat,
+    ndp: Ndp,
     forwards: Vec<(PortForward, SocketAddr)>,
     events: Vec<(Token, Readiness)>,
 }
@@ -89,6 +101,7 @@ impl UserNet {
             tcp,
             udp,
             ping: PingNat::new(),
+            ndp: Ndp::default(),
             forwards,
             events: Vec::new(),
         })
@@ -99,9 +112,10 @@ impl UserNet {
         &self.forwards
     }
 
-    /// Lets the gateway's address stand for another address of the host's.
-    pub(crate) fn set_host_addr(&mut self, addr: Ipv4Addr) {
+    /// Lets the gateway's addresses stand for another address of the host's.
+    pub(crate) fn set_host_addr(&mut self, addr: IpAddr) {
         self.net.lan.host_addr = addr;
+        self.net.lan.host_addr6 = addr;
     }
 
     /// Drops all that depends on the guest's driver.
@@ -112,9 +126,10 @@ impl UserNet {
         self.tcp.reset(&mut self.net);
         self.udp.reset(&mut self.net);
         self.ping.reset(&mut self.net);
+        self.ndp.reset(&mut self.net);
     }
 
-    fn learn(&mut self, addr: Ipv4Addr, mac: EthernetAddress) {
+    fn learn(&mut self, addr: impl Into<IpAddr>, mac: EthernetAddress) {
         if self.net.lan.learn(addr, mac) {
             self.tcp.on_neighbor(&mut self.net);
         }
@@ -148,14 +163,14 @@ impl UserNet {
 
     fn on_ipv4(&mut self, source: EthernetAddress, payload: &[u8]) {
         let Ok(packet) = Ipv4Packet::new_checked(payload) else { return };
+        let src = packet.src_addr();
         if packet.version() != 4 {
             return;
         }
-        let src = packet.src_addr();
         if !self.net.lan.is_guest(src) {
             // A guest without an address has one thing to ask for.
-            if src.is_unspecified() {
-                self.on_dhcp(&packet);
+            if src.is_unspecified() && packet.next_header() == IpProtocol::Udp && packet.frag_offset() == 0 {
+                self.on_dhcp(packet.dst_addr(), packet.payload());
             }
             return;
         }
@@ -169,16 +184,14 @@ impl UserNet {
         }
     }
 
-    /// A DHCP message, to the server or to all. False if the packet is something else.
-    fn on_dhcp(&mut self, packet: &Ipv4Packet<&[u8]>) -> bool {
-        let dst = packet.dst_addr();
+    /// Takes a datagram to the DHCP server or to all. False if it is something else.
+    fn on_dhcp(&mut self, dst: Ipv4Addr, payload: &[u8]) -> bool {
         let to_server = dst.is_broadcast() || dst == self.net.lan.gateway || dst == self.net.lan.broadcast();
-        if !to_server || packet.next_header() != IpProtocol::Udp || packet.frag_offset() != 0 {
-            return false;
-        }
-        match UdpPacket::new_checked(packet.payload()) {
+        match UdpPacket::new_checked(payload) {
             Ok(datagram)
-                if datagram.dst_port() == DHCP_SERVER_PORT && datagram.src_port() == DHCP_CLIENT_PORT =>
+                if to_server
+                    && datagram.dst_port() == DHCP_SERVER_PORT
+                    && datagram.src_port() == DHCP_CLIENT_PORT =>
             {
                 self.dhcp.handle(&mut self.net, datagram.payload());
                 self.tcp.on_neighbor(&mut self.net);
@@ -188,17 +201,34 @@ impl UserNet {
         }
     }
 
+    fn on_ipv6(&mut self, source: EthernetAddress, payload: &[u8]) {
+        let Ok(packet) = Ipv6Packet::new_checked(payload) else { return };
+        let src = packet.src_addr();
+        // A guest without an address may look for a router, or whether an address is taken.
+        if self.net.lan.is_guest(src) || (src.is_unspecified() && packet.next_header() == IpProtocol::Icmpv6)
+        {
+            self.learn(src, source);
+            if let Some(exact) = payload.get(..IPV6_HEADER + usize::from(packet.payload_len())) {
+                self.on_packet(exact);
+            }
+        }
+    }
+
     /// A whole packet from a guest's address.
     fn on_packet(&mut self, bytes: &[u8]) {
-        let Ok(packet) = Ipv4Packet::new_checked(bytes) else { return };
-        let Ok(header) = Ipv4Repr::parse(&packet, &ChecksumCapabilities::ignored()) else { return };
-        if self.on_dhcp(&packet) {
-            return;
-        }
-        match header.next_header {
-            IpProtocol::Tcp => self.tcp.on_guest_packet(&mut self.net, bytes, &header, packet.payload()),
-            IpProtocol::Udp => self.udp.on_guest_packet(&mut self.net, &header, packet.payload()),
-            IpProtocol::Icmp => self.ping.on_guest_packet(&mut self.net, &header, packet.payload()),
+        let Some((header, payload)) = parse_ip(bytes) else { return };
+        match (header.next_header(), &header) {
+            (IpProtocol::Tcp, _) => self.tcp.on_guest_packet(&mut self.net, bytes, &header, payload),
+            (IpProtocol::Udp, IpRepr::Ipv4(ipv4)) if self.on_dhcp(ipv4.dst_addr, payload) => {}
+            (IpProtocol::Udp, _) => self.udp.on_guest_packet(&mut self.net, &header, payload),
+            (IpProtocol::Icmp, IpRepr::Ipv4(ipv4)) => {
+                self.ping.on_guest_packet(&mut self.net, ipv4, payload);
+            }
+            (IpProtocol::Icmpv6, IpRepr::Ipv6(ipv6))
+                if self.ndp.on_guest_packet(&mut self.net, ipv6, payload) => {}
+            (IpProtocol::Icmpv6, IpRepr::Ipv6(ipv6)) => {
+                self.ping.on_guest_packet6(&mut self.net, ipv6, payload);
+            }
             _ => {}
         }
     }
@@ -211,7 +241,7 @@ impl UserNet {
             Token::Listener(index) => self.tcp.accept(&mut self.net, index as usize),
             Token::UdpPort(index) => self.udp.on_port_event(&mut self.net, index as usize),
             // The deadlines are looked at in any case.
-            Token::Timer | Token::Unresolved => {}
+            Token::Timer | Token::Unresolved | Token::Router => {}
         }
     }
 
@@ -222,6 +252,7 @@ impl UserNet {
             Token::Ping(id) => self.ping.on_alarm(&mut self.net, id),
             Token::Listener(index) => self.tcp.on_listener_alarm(&mut self.net, index as usize),
             Token::Unresolved => self.tcp.on_unresolved_alarm(&mut self.net),
+            Token::Router => self.ndp.on_alarm(&mut self.net),
             Token::Timer | Token::UdpPort(_) => {}
         }
     }
@@ -229,8 +260,10 @@ impl UserNet {
 
 impl NetBackend for UserNet {
     fn caps(&self) -> NetCaps {
-        let offloads = Offloads { checksum: true, tso4: true, tso6: false };
-        NetCaps { mtu: self.net.lan.mtu, from_guest: offloads, to_guest: offloads }
+        let from_guest = Offloads { checksum: true, tso4: true, tso6: true };
+        // smoltcp (0.14) drops IPv6 packets that are larger than the MTU even when they are to be segmented.
+        let to_guest = Offloads { tso6: false, ..from_guest };
+        NetCaps { mtu: self.net.lan.mtu, from_guest, to_guest }
     }
 
     fn set_offloads(&mut self, to_guest: Offloads) {
@@ -258,7 +291,8 @@ impl NetBackend for UserNet {
                 match ethernet.ethertype() {
                     EthernetProtocol::Arp => self.on_arp(ethernet.payload()),
                     EthernetProtocol::Ipv4 => self.on_ipv4(source, ethernet.payload()),
-                    _ => {}
+                    EthernetProtocol::Ipv6 => self.on_ipv6(source, ethernet.payload()),
+                    EthernetProtocol::Unknown(_) => {}
                 }
             }
         }
@@ -286,7 +320,7 @@ impl NetBackend for UserNet {
                 Token::Udp(id) => self.udp.pull(&mut self.net, id),
                 Token::UdpPort(index) => self.udp.pull_port(&mut self.net, index as usize),
                 Token::Ping(id) => self.ping.pull(&mut self.net, id),
-                Token::Timer | Token::Listener(_) | Token::Unresolved => false,
+                Token::Timer | Token::Listener(_) | Token::Unresolved | Token::Router => false,
             };
             if more {
                 self.net.ready.push_back(token);

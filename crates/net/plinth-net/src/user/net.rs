@@ -1,13 +1,14 @@
 //! What all parts of the user network share: the segment, the host's events, frames on their way out.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4DstUnreachable,
-    Icmpv4Packet, Icmpv4Repr, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr,
+    Icmpv4Packet, Icmpv4Repr, Icmpv6DstUnreachable, Icmpv6Packet, Icmpv6Repr, IpAddress, IpProtocol, IpRepr,
+    Ipv4Packet, Ipv4Repr, Ipv6Packet, Ipv6Repr, UdpPacket, UdpRepr,
 };
 
 use super::config::UserNetConfig;
@@ -18,8 +19,11 @@ use crate::{NetError, Offloads};
 
 pub(super) const ETHERNET_HEADER: usize = 14;
 pub(super) const IPV4_HEADER: usize = 20;
+pub(super) const IPV6_HEADER: usize = 40;
 pub(super) const UDP_HEADER: usize = 8;
 pub(super) const HOP_LIMIT: u8 = 64;
+/// Proves that a packet has not been routed (RFC 4861, section 3.1).
+pub(super) const LINK_HOP_LIMIT: u8 = 255;
 /// Payload bytes of a packet that an ICMP error returns: as many as keep the error within the 576 bytes
 /// that RFC 1812, section 4.3.2.3 allows.
 const ICMP_QUOTE: usize = 548 - IPV4_HEADER;
@@ -27,6 +31,37 @@ const ICMP_QUOTE: usize = 548 - IPV4_HEADER;
 /// Frames that wait for the guest to make buffers available. Only answers to the guest's own frames can
 /// fill it: whatever comes from the host is fetched when there is room.
 const OUTBOX_FRAMES: usize = 256;
+
+/// Why a packet of the guest's could not be delivered, for either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unreachable {
+    Port,
+    Host,
+    Net,
+    Prohibited,
+}
+
+impl Unreachable {
+    /// RFC 792, and RFC 1812, section 5.2.7.1.
+    fn v4(self) -> Icmpv4DstUnreachable {
+        match self {
+            Self::Port => Icmpv4DstUnreachable::PortUnreachable,
+            Self::Host => Icmpv4DstUnreachable::HostUnreachable,
+            Self::Net => Icmpv4DstUnreachable::NetUnreachable,
+            Self::Prohibited => Icmpv4DstUnreachable::CommProhibited,
+        }
+    }
+
+    /// RFC 4443, section 3.1.
+    fn v6(self) -> Icmpv6DstUnreachable {
+        match self {
+            Self::Port => Icmpv6DstUnreachable::PortUnreachable,
+            Self::Host => Icmpv6DstUnreachable::AddrUnreachable,
+            Self::Net => Icmpv6DstUnreachable::NoRoute,
+            Self::Prohibited => Icmpv6DstUnreachable::AdminProhibit,
+        }
+    }
+}
 
 pub(super) struct Net {
     pub(super) lan: Lan,
@@ -176,12 +211,54 @@ impl Net {
         }
     }
 
-    /// Sends a datagram to a guest. Addresses of different families have no way to each other.
+    /// Sends an IPv6 packet to a guest. Without a known hardware address, or if it is larger than the MTU,
+    /// it is dropped.
+    pub(super) fn send_ipv6(
+        &mut self,
+        src: Ipv6Addr,
+        dst: Ipv6Addr,
+        next_header: IpProtocol,
+        payload: &[u8],
+    ) {
+        if let Some(mac) = self.lan.neighbor(dst.into()) {
+            self.send_ipv6_to(mac, src, dst, (next_header, HOP_LIMIT), payload);
+        }
+    }
+
+    pub(super) fn send_ipv6_to(
+        &mut self,
+        mac: EthernetAddress,
+        src_addr: Ipv6Addr,
+        dst_addr: Ipv6Addr,
+        (next_header, hop_limit): (IpProtocol, u8),
+        payload: &[u8],
+    ) {
+        if IPV6_HEADER + payload.len() > usize::from(self.lan.mtu) {
+            return;
+        }
+        let mut frame = vec![0; ETHERNET_HEADER + IPV6_HEADER + payload.len()];
+        self.emit_ethernet(&mut frame, mac, EthernetProtocol::Ipv6);
+        let mut packet = Ipv6Packet::new_unchecked(&mut frame[ETHERNET_HEADER..]);
+        let repr = Ipv6Repr { src_addr, dst_addr, next_header, payload_len: payload.len(), hop_limit };
+        repr.emit(&mut packet);
+        packet.payload_mut().copy_from_slice(payload);
+        self.push_frame(frame);
+    }
+
+    /// Sends a packet to a guest. Addresses of different families have no way to each other.
+    pub(super) fn send_ip(&mut self, src: IpAddr, dst: IpAddr, next_header: IpProtocol, payload: &[u8]) {
+        match (src, dst) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => self.send_ipv4(src, dst, next_header, payload),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => self.send_ipv6(src, dst, next_header, payload),
+            _ => {}
+        }
+    }
+
     pub(super) fn send_udp(&mut self, src: SocketAddr, dst: SocketAddr, data: &[u8]) {
-        if let (IpAddr::V4(src_ip), IpAddr::V4(dst_ip)) = (src.ip(), dst.ip())
+        if src.is_ipv4() == dst.is_ipv4()
             && let Some(payload) = udp_payload(src, dst, data)
         {
-            self.send_ipv4(src_ip, dst_ip, IpProtocol::Udp, &payload);
+            self.send_ip(src.ip(), dst.ip(), IpProtocol::Udp, &payload);
         }
     }
 
@@ -191,17 +268,51 @@ impl Net {
         self.send_ipv4(src, dst, IpProtocol::Icmp, &payload);
     }
 
-    /// Tells a guest that its packet could not be delivered (RFC 792). `from` is who says so.
-    pub(super) fn send_unreachable(
-        &mut self,
-        from: Ipv4Addr,
-        header: &Ipv4Repr,
-        payload: &[u8],
-        reason: Icmpv4DstUnreachable,
-    ) {
+    pub(super) fn send_icmp6(&mut self, src: Ipv6Addr, dst: Ipv6Addr, repr: &Icmpv6Repr<'_>) {
+        let mut payload = vec![0; repr.buffer_len()];
+        let caps = ChecksumCapabilities::default();
+        repr.emit(&src, &dst, &mut Icmpv6Packet::new_unchecked(&mut payload[..]), &caps);
+        self.send_ipv6(src, dst, IpProtocol::Icmpv6, &payload);
+    }
+
+    /// Tells a guest that its packet could not be delivered: who says so is the destination if that is
+    /// ours, or else the gateway.
+    pub(super) fn send_unreachable(&mut self, header: &IpRepr, payload: &[u8], reason: Unreachable) {
         let data = &payload[..payload.len().min(ICMP_QUOTE)];
-        let repr = Icmpv4Repr::DstUnreachable { reason, header: *header, data };
-        self.send_icmp(from, header.src_addr, &repr);
+        let ours = self.lan.is_ours(header.dst_addr());
+        match *header {
+            IpRepr::Ipv4(header) => {
+                let from = if ours { header.dst_addr } else { self.lan.gateway };
+                let repr = Icmpv4Repr::DstUnreachable { reason: reason.v4(), header, data };
+                self.send_icmp(from, header.src_addr, &repr);
+            }
+            IpRepr::Ipv6(header) => {
+                let Some(v6) = self.lan.v6 else { return };
+                let from = if ours { header.dst_addr } else { v6.gateway };
+                let repr = Icmpv6Repr::DstUnreachable { reason: reason.v6(), header, data };
+                self.send_icmp6(from, header.src_addr, &repr);
+            }
+        }
+    }
+}
+
+/// The header and the payload of an unfragmented IP packet of either family, without extension headers.
+pub(super) fn parse_ip(bytes: &[u8]) -> Option<(IpRepr, &[u8])> {
+    if bytes.first()? >> 4 == 4 {
+        let packet = Ipv4Packet::new_checked(bytes).ok()?;
+        let header = Ipv4Repr::parse(&packet, &ChecksumCapabilities::ignored()).ok()?;
+        Some((IpRepr::Ipv4(header), packet.payload()))
+    } else {
+        let packet = Ipv6Packet::new_checked(bytes).ok()?;
+        let header = Ipv6Repr::parse(&packet).ok()?;
+        Some((IpRepr::Ipv6(header), packet.payload()))
+    }
+}
+
+pub(super) fn ethertype(addr: IpAddr) -> EthernetProtocol {
+    match addr {
+        IpAddr::V4(_) => EthernetProtocol::Ipv4,
+        IpAddr::V6(_) => EthernetProtocol::Ipv6,
     }
 }
 

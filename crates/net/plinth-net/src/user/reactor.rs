@@ -27,6 +27,8 @@ pub(super) enum Token {
     Ping(SlotId),
     /// TCP flows that wait for the guest to show its hardware address.
     Unresolved,
+    /// The router's advertisements.
+    Router,
 }
 
 impl Token {
@@ -39,6 +41,7 @@ impl Token {
             Self::Udp(id) => (4, id.to_bits()),
             Self::Ping(id) => (5, id.to_bits()),
             Self::Unresolved => (6, 0),
+            Self::Router => (7, 0),
         };
         kind << 56 | value
     }
@@ -52,6 +55,7 @@ impl Token {
             4 => Self::Udp(SlotId::from_bits(bits)),
             5 => Self::Ping(SlotId::from_bits(bits)),
             6 => Self::Unresolved,
+            7 => Self::Router,
             _ => return None,
         })
     }

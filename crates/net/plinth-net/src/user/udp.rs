@@ -6,12 +6,10 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use smoltcp::wire::{
-    ArpOperation, EthernetAddress, Icmpv4DstUnreachable, IpProtocol, Ipv4Repr, UdpPacket, UdpRepr,
-};
+use smoltcp::wire::{ArpOperation, EthernetAddress, IpProtocol, IpRepr, UdpPacket};
 
 use super::lan::Route;
-use super::net::{HOP_LIMIT, Net, UDP_HEADER};
+use super::net::{HOP_LIMIT, Net, UDP_HEADER, Unreachable, udp_payload};
 use super::reactor::{Alarm, Readiness, Token};
 use super::slab::{Slab, SlotId};
 use super::{FIRST_EPHEMERAL_PORT, FlowKey, MAX_DATAGRAM};
@@ -81,12 +79,12 @@ fn open_connected(target: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 /// What to tell the guest about an error of the host's network, if it is one that the guest caused.
-pub(super) fn unreachable_reason(error: &io::Error) -> Option<Icmpv4DstUnreachable> {
+pub(super) fn unreachable_reason(error: &io::Error) -> Option<Unreachable> {
     match error.kind() {
-        ErrorKind::ConnectionRefused => Some(Icmpv4DstUnreachable::PortUnreachable),
-        ErrorKind::HostUnreachable => Some(Icmpv4DstUnreachable::HostUnreachable),
-        ErrorKind::NetworkUnreachable => Some(Icmpv4DstUnreachable::NetUnreachable),
-        ErrorKind::PermissionDenied => Some(Icmpv4DstUnreachable::CommProhibited),
+        ErrorKind::ConnectionRefused => Some(Unreachable::Port),
+        ErrorKind::HostUnreachable => Some(Unreachable::Host),
+        ErrorKind::NetworkUnreachable => Some(Unreachable::Net),
+        ErrorKind::PermissionDenied => Some(Unreachable::Prohibited),
         _ => None,
     }
 }
@@ -138,40 +136,33 @@ impl UdpNat {
     }
 
     /// A datagram of the guest's.
-    pub(super) fn on_guest_packet(&mut self, net: &mut Net, header: &Ipv4Repr, payload: &[u8]) {
+    pub(super) fn on_guest_packet(&mut self, net: &mut Net, header: &IpRepr, payload: &[u8]) {
         let Ok(datagram) = UdpPacket::new_checked(payload) else { return };
-        let key = FlowKey {
-            guest: SocketAddr::new(header.src_addr.into(), datagram.src_port()),
-            remote: SocketAddr::new(header.dst_addr.into(), datagram.dst_port()),
-        };
-        let refuse = |net: &mut Net, reason| {
-            let from = if net.lan.is_ours(header.dst_addr) { header.dst_addr } else { net.lan.gateway };
-            net.send_unreachable(from, header, payload, reason);
-        };
+        let key = FlowKey::new(header, datagram.src_port(), datagram.dst_port());
         let id = match self.by_key.get(&key) {
             Some(&id) => id,
             None => match self.open(net, key) {
                 Ok(Some(id)) => id,
                 Ok(None) => return,
-                Err(reason) => return refuse(net, reason),
+                Err(reason) => return net.send_unreachable(header, payload, reason),
             },
         };
         if let Some(reason) = self.send_to_host(net, id, datagram.payload()) {
-            refuse(net, reason);
+            net.send_unreachable(header, payload, reason);
         }
     }
 
-    fn open(&mut self, net: &mut Net, key: FlowKey) -> Result<Option<SlotId>, Icmpv4DstUnreachable> {
+    fn open(&mut self, net: &mut Net, key: FlowKey) -> Result<Option<SlotId>, Unreachable> {
         let (target, dns) = match net.lan.route(key.remote) {
             Route::Discard => return Ok(None),
-            Route::Unreachable if net.lan.is_ours_ip(key.remote.ip()) => {
-                return Err(Icmpv4DstUnreachable::PortUnreachable);
+            Route::Unreachable if net.lan.is_ours(key.remote.ip()) => {
+                return Err(Unreachable::Port);
             }
-            Route::Unreachable => return Err(Icmpv4DstUnreachable::HostUnreachable),
+            Route::Unreachable => return Err(Unreachable::Host),
             Route::Host(target) => (target, None),
             Route::Resolver => match net.resolvers.server(0, net.now) {
                 Some(server) => (server, Some(DnsTurn::default())),
-                None => return Err(Icmpv4DstUnreachable::PortUnreachable),
+                None => return Err(Unreachable::Port),
             },
         };
         self.make_room(net);
@@ -223,7 +214,7 @@ impl UdpNat {
         }
     }
 
-    fn send_to_host(&mut self, net: &mut Net, id: SlotId, data: &[u8]) -> Option<Icmpv4DstUnreachable> {
+    fn send_to_host(&mut self, net: &mut Net, id: SlotId, data: &[u8]) -> Option<Unreachable> {
         let flow = self.flows.get_mut(id)?;
         flow.last_used = net.now;
         let result = match &mut flow.via {
@@ -383,24 +374,10 @@ pub(super) fn request_neighbor(net: &mut Net, guest: IpAddr) {
 }
 
 /// Reports an error that arrived after the datagram that caused it: of that, only the ports are known.
-fn report_unreachable(net: &mut Net, key: FlowKey, reason: Icmpv4DstUnreachable) {
-    let (IpAddr::V4(src_addr), IpAddr::V4(dst_addr)) = (key.guest.ip(), key.remote.ip()) else { return };
-    let header = Ipv4Repr {
-        src_addr,
-        dst_addr,
-        next_header: IpProtocol::Udp,
-        payload_len: UDP_HEADER,
-        hop_limit: HOP_LIMIT,
-    };
-    let mut quote = [0; UDP_HEADER];
-    UdpRepr { src_port: key.guest.port(), dst_port: key.remote.port() }.emit(
-        &mut UdpPacket::new_unchecked(&mut quote[..]),
-        &src_addr.into(),
-        &dst_addr.into(),
-        0,
-        |_| (),
-        &smoltcp::phy::ChecksumCapabilities::default(),
-    );
-    let from = if reason == Icmpv4DstUnreachable::PortUnreachable { dst_addr } else { net.lan.gateway };
-    net.send_unreachable(from, &header, &quote, reason);
+fn report_unreachable(net: &mut Net, key: FlowKey, reason: Unreachable) {
+    let (src, dst) = (key.guest.ip().into(), key.remote.ip().into());
+    let header = IpRepr::new(src, dst, IpProtocol::Udp, UDP_HEADER, HOP_LIMIT);
+    if let Some(quote) = udp_payload(key.guest, key.remote, &[]) {
+        net.send_unreachable(&header, &quote, reason);
+    }
 }

@@ -7,13 +7,13 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use plinth_net::{
-    FrameChecksum, FrameMeta, MAX_FRAME, NetBackend, Offloads, SendOutcome, UserNet, UserNetConfig,
+    FrameChecksum, FrameMeta, GsoKind, MAX_FRAME, NetBackend, Offloads, SendOutcome, UserNet, UserNetConfig,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Address};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, Ipv4Address, Ipv6Address};
 
 pub const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 pub const GUEST_IP: Ipv4Address = Ipv4Address::new(10, 0, 2, 15);
@@ -22,8 +22,12 @@ pub const DNS: Ipv4Address = Ipv4Address::new(10, 0, 2, 3);
 
 const ETHERNET: usize = 14;
 const IPV4: usize = 20;
+const IPV6: usize = 40;
 
-pub const TSO: Offloads = Offloads { checksum: true, tso4: true, tso6: false };
+pub const TSO: Offloads = Offloads { checksum: true, tso4: true, tso6: true };
+
+pub const GUEST_IP6: Ipv6Address = Ipv6Address::new(0xfec0, 0, 0, 0, 0, 0, 0, 0x15);
+pub const GATEWAY6: Ipv6Address = Ipv6Address::new(0xfec0, 0, 0, 0, 0, 0, 0, 2);
 
 /// The queues of a card.
 pub struct Nic {
@@ -118,8 +122,12 @@ impl Guest {
     }
 
     pub fn configure(&mut self) {
-        self.iface.update_ip_addrs(|addrs| addrs.push(IpCidr::new(GUEST_IP.into(), 24)).unwrap());
+        self.iface.update_ip_addrs(|addrs| {
+            addrs.push(IpCidr::new(GUEST_IP.into(), 24)).unwrap();
+            addrs.push(IpCidr::new(GUEST_IP6.into(), 64)).unwrap();
+        });
         self.iface.routes_mut().add_default_ipv4_route(GATEWAY).unwrap();
+        self.iface.routes_mut().add_default_ipv6_route(GATEWAY6).unwrap();
     }
 
     fn now(&self) -> smoltcp::time::Instant {
@@ -165,24 +173,31 @@ impl Guest {
 
     /// Frame length and metadata must agree with each other and with the headers.
     fn check(&self, frame: &[u8], meta: &FrameMeta) {
-        if frame[12..14] != [8, 0] {
-            assert_eq!(*meta, FrameMeta::default());
-            return;
-        }
-        let total = usize::from(u16::from_be_bytes([frame[16], frame[17]]));
-        assert_eq!(frame.len(), ETHERNET + total);
-        assert_eq!(sum(&frame[ETHERNET..ETHERNET + IPV4], 0), 0xffff, "IPv4 header checksum");
-        let protocol = frame[23];
-        if protocol == 1 || frame[20] & 0x3f != 0 || frame[21] != 0 {
-            return;
-        }
-        let pseudo = sum(&frame[26..34], u32::from(protocol) + (total - IPV4) as u32);
-        let payload = &frame[ETHERNET + IPV4..];
+        let packet = &frame[ETHERNET..];
+        let (header, total, protocol) = match frame[12..14] {
+            [0x08, 0x00] => {
+                assert_eq!(sum(&packet[..IPV4], 0), 0xffff, "IPv4 header checksum");
+                if packet[6] & 0x3f != 0 || packet[7] != 0 {
+                    return;
+                }
+                (IPV4, usize::from(u16::from_be_bytes([packet[2], packet[3]])), packet[9])
+            }
+            [0x86, 0xdd] => (IPV6, IPV6 + usize::from(u16::from_be_bytes([packet[4], packet[5]])), packet[6]),
+            _ => return assert_eq!(*meta, FrameMeta::default()),
+        };
+        assert_eq!(packet.len(), total);
+        // Source and destination end the header of either family. ICMP has no pseudo-header, ICMPv6 has.
+        let addresses = if header == IPV4 { 12..IPV4 } else { 8..IPV6 };
+        let pseudo = match protocol {
+            1 => 0,
+            _ => sum(&packet[addresses], u32::from(protocol) + (total - header) as u32),
+        };
+        let payload = &packet[header..];
         match meta.checksum {
             FrameChecksum::Complete => assert_eq!(sum(payload, pseudo.into()), 0xffff, "checksum"),
             FrameChecksum::Partial { start, offset } => {
                 assert!(self.nic.offloads.checksum);
-                assert_eq!(usize::from(start), ETHERNET + IPV4);
+                assert_eq!(usize::from(start), ETHERNET + header);
                 let at = usize::from(offset);
                 assert_eq!(u16::from_be_bytes([payload[at], payload[at + 1]]), pseudo, "partial checksum");
             }
@@ -191,10 +206,10 @@ impl Guest {
         match meta.gso {
             None => assert!(total <= self.nic.mtu),
             Some(gso) => {
-                assert!(self.nic.offloads.tso4);
-                let header = IPV4 + usize::from(payload[12] >> 4) * 4;
-                assert_eq!(usize::from(gso.header_len), ETHERNET + header);
-                assert_eq!(usize::from(gso.segment_size), self.nic.mtu - header);
+                assert!(self.nic.offloads.tso4 && header == IPV4 && gso.kind == GsoKind::TcpV4);
+                let headers = header + usize::from(payload[12] >> 4) * 4;
+                assert_eq!(usize::from(gso.header_len), ETHERNET + headers);
+                assert_eq!(usize::from(gso.segment_size), self.nic.mtu - headers);
             }
         }
     }
@@ -224,7 +239,7 @@ impl Guest {
     }
 
     /// Starts a connection; it is not established yet.
-    pub fn connect(&mut self, remote: (Ipv4Address, u16), local_port: u16) -> SocketHandle {
+    pub fn connect<A: Into<IpAddress>>(&mut self, remote: (A, u16), local_port: u16) -> SocketHandle {
         let handle = self.add_tcp(1 << 18);
         let socket = self.sockets.get_mut::<tcp::Socket>(handle);
         socket.connect(self.iface.context(), remote, local_port).unwrap();

@@ -20,16 +20,6 @@ pub struct Extents {
 }
 
 impl Extents {
-    /// Bytes of the content.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// True for content without a byte.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// Blocks taken by the content.
     pub(super) fn blocks(&self) -> u64 {
         self.runs.iter().map(|(_, n)| n).sum()
@@ -124,7 +114,8 @@ mod tests {
             next += 1;
             Some(next)
         };
-        let scattered = |n: u64| Extents { runs: (0..n).map(|i| (i * 2 + 10_000, 1)).collect(), len: n * BLOCK };
+        let scattered =
+            |n: u64| Extents { runs: (0..n).map(|i| (i * 2 + 10_000, 1)).collect(), len: n * BLOCK };
         for (runs, leaves) in [(0, 0), (1, 0), (4, 0), (5, 1), (340, 1), (341, 2), (1360, 4)] {
             let map = ExtentMap::new(&scattered(runs), &mut allocate).unwrap();
             assert_eq!(map.leaves.len(), leaves, "{runs} runs");

@@ -18,8 +18,8 @@ mod layout;
 mod writer;
 
 pub use extent::Extents;
-pub use layout::Options;
-pub use writer::{ImageWriter, Summary};
+pub use layout::{Options, check_size};
+pub use writer::ImageWriter;
 
 /// Bytes of a block.
 pub(crate) const BLOCK: u64 = 4096;

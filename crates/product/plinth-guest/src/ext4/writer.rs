@@ -42,15 +42,6 @@ pub struct ImageWriter {
     allocator: Mutex<Allocator>,
 }
 
-/// What a finished image has in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Summary {
-    /// Files, directories and everything else with an inode.
-    pub inodes: u64,
-    /// Bytes in use, tables included.
-    pub used: u64,
-}
-
 impl ImageWriter {
     /// Begins an image in `file`, which is empty; `path` is for messages.
     pub fn create(file: File, path: &Path, options: Options) -> Result<Self> {
@@ -120,7 +111,7 @@ impl ImageWriter {
     }
 
     /// Writes the tree and all tables. The caller syncs the file.
-    pub fn finish(self, tree: &Tree<Extents>) -> Result<Summary> {
+    pub fn finish(self, tree: &Tree<Extents>) -> Result<()> {
         let mut tables = Tables::new(&self);
         let numbers = tables.number(tree)?;
         tables.write_journal()?;
@@ -175,8 +166,11 @@ impl<'a> Tables<'a> {
 
     /// Gives every node of the tree an inode number.
     fn number(&mut self, tree: &Tree<Extents>) -> Result<Numbers> {
-        let mut numbers =
-            Numbers { inodes: HashMap::from([(ROOT, ROOT_INODE)]), links: HashMap::new(), order: vec![(ROOT, ROOT)] };
+        let mut numbers = Numbers {
+            inodes: HashMap::from([(ROOT, ROOT_INODE)]),
+            links: HashMap::new(),
+            order: vec![(ROOT, ROOT)],
+        };
         let mut at = 0;
         while let Some(&(parent, _)) = numbers.order.get(at) {
             at += 1;
@@ -185,7 +179,9 @@ impl<'a> Tables<'a> {
                 if let std::collections::hash_map::Entry::Vacant(entry) = numbers.inodes.entry(id) {
                     let inode = self.next_inode;
                     if u64::from(inode) > self.image.layout.inodes() {
-                        return Err(GuestError::ImageFull { needed: "there are too many files in it".into() });
+                        return Err(GuestError::ImageFull {
+                            needed: "there are too many files in it".into(),
+                        });
                     }
                     self.next_inode += 1;
                     let (group, index) = self.inode_place(inode);
@@ -232,7 +228,7 @@ impl<'a> Tables<'a> {
             self.image.write(block * BLOCK, content)?;
         }
         let blocks = extents.blocks() + map.leaves.len() as u64;
-        Ok(Body::Extents { map: map.root, len: extents.len(), blocks })
+        Ok(Body::Extents { map: map.root, len: extents.len, blocks })
     }
 
     fn write_inode(&self, number: u32, inode: &Inode) -> Result<()> {
@@ -310,7 +306,7 @@ impl<'a> Tables<'a> {
     }
 
     /// Writes the bitmaps, descriptors and superblocks.
-    fn write_groups(self) -> Result<Summary> {
+    fn write_groups(self) -> Result<()> {
         let layout = &self.image.layout;
         let mut uses = Vec::new();
         for (i, group) in (0..layout.groups).enumerate() {
@@ -336,18 +332,13 @@ impl<'a> Tables<'a> {
             self.image.write(offset, &layout.superblock(&self.image.options, &totals, group))?;
             self.image.write(start + BLOCK, &descriptors)?;
         }
-        Ok(Summary {
-            inodes: layout.inodes() - totals.free_inodes,
-            used: (layout.blocks - totals.free_blocks) * BLOCK,
-        })
+        Ok(())
     }
 }
 
 fn directory(tree: &Tree<Extents>, id: NodeId, parent: NodeId, numbers: &Numbers) -> Vec<u8> {
-    let mut entries: Vec<dir::Entry<'_>> = vec![
-        (b".", numbers.inodes[&id], TYPE_DIRECTORY),
-        (b"..", numbers.inodes[&parent], TYPE_DIRECTORY),
-    ];
+    let mut entries: Vec<dir::Entry<'_>> =
+        vec![(b".", numbers.inodes[&id], TYPE_DIRECTORY), (b"..", numbers.inodes[&parent], TYPE_DIRECTORY)];
     if id == ROOT {
         entries.push((b"lost+found", FIRST_INODE, TYPE_DIRECTORY));
     }
@@ -463,7 +454,8 @@ mod tests {
             let meta = Meta::root(0o644, 0);
             let extents = writer.store(&mut io::repeat(0), 700 << 20).unwrap();
             assert!(extents.runs.len() > 4);
-            tree.put(b"large", crate::tree::Node { meta, kind: Kind::File(Content::Stored(extents)) }).unwrap();
+            tree.put(b"large", crate::tree::Node { meta, kind: Kind::File(Content::Stored(extents)) })
+                .unwrap();
         });
         let Some(stat) = debugfs(&path, "stat /large") else { return };
         let stat = String::from_utf8(stat).unwrap();

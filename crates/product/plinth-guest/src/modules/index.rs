@@ -37,7 +37,8 @@ impl Index {
         out.extend(MAGIC.to_be_bytes());
         out.extend(VERSION.to_be_bytes());
         out.extend([0; 4]);
-        let all: Vec<_> = self.entries.iter().map(|(key, values)| (key.as_slice(), values.as_slice())).collect();
+        let all: Vec<_> =
+            self.entries.iter().map(|(key, values)| (key.as_slice(), values.as_slice())).collect();
         let root = write_node(&mut out, &all, 0);
         out[8..12].copy_from_slice(&root.to_be_bytes());
         out
@@ -140,7 +141,16 @@ mod tests {
     #[test]
     fn finds_what_was_added_and_nothing_else() {
         let mut index = Index::default();
-        let keys = ["a", "ab", "abc", "abd", "pci:v00001AF4d*", "pci:v00001AF4d00001000*", "virtio:d00000001v*", "z"];
+        let keys = [
+            "a",
+            "ab",
+            "abc",
+            "abd",
+            "pci:v00001AF4d*",
+            "pci:v00001AF4d00001000*",
+            "virtio:d00000001v*",
+            "z",
+        ];
         for (rank, key) in (0..).zip(keys) {
             index.add(key, rank, &format!("value of {key}"));
         }

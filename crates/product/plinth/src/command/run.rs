@@ -82,7 +82,7 @@ fn resolve_guest(args: &mut RunArgs) -> Result<()> {
     args.append = Some(image.cmdline + &added);
     args.kernel = Some(image.kernel);
     args.initrd = Some(image.initrd);
-    let disk = DiskOption { path: image.disk, read_only: false, raw: true, bus: DeviceBus::default() };
+    let disk = DiskOption { path: image.disk, read_only: false, raw: false, bus: DeviceBus::default() };
     args.disk.insert(0, disk);
     Ok(())
 }

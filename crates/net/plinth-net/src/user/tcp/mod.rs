@@ -9,22 +9,19 @@ mod stack;
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::wire::{
-    EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl, TcpPacket, TcpRepr,
-    TcpSeqNumber,
-};
+use smoltcp::wire::{IpProtocol, IpRepr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
 
 use self::flow::{Flow, Phase, Verdict};
 use self::stack::{Sent, Stack, StackConfig};
 use super::FlowKey;
 use super::lan::Route;
-use super::net::{ETHERNET_HEADER, IPV4_HEADER, Net};
+use super::net::{ETHERNET_HEADER, IPV4_HEADER, IPV6_HEADER, Net, ethertype, parse_ip};
 use super::reactor::{Alarm, Readiness, Token};
 use super::slab::{Slab, SlotId};
 use super::udp::{free_key, request_neighbor, unreachable_reason};
@@ -129,18 +126,9 @@ impl TcpNat {
     }
 
     /// A TCP packet of the guest's; `packet` is the whole IP packet.
-    pub(super) fn on_guest_packet(
-        &mut self,
-        net: &mut Net,
-        packet: &[u8],
-        header: &Ipv4Repr,
-        segment: &[u8],
-    ) {
+    pub(super) fn on_guest_packet(&mut self, net: &mut Net, packet: &[u8], header: &IpRepr, segment: &[u8]) {
         let Ok(tcp) = TcpPacket::new_checked(segment) else { return };
-        let key = FlowKey {
-            guest: SocketAddr::new(header.src_addr.into(), tcp.src_port()),
-            remote: SocketAddr::new(header.dst_addr.into(), tcp.dst_port()),
-        };
+        let key = FlowKey::new(header, tcp.src_port(), tcp.dst_port());
         let starts = tcp.syn() && !tcp.ack() && !tcp.rst();
         if starts
             && let Some(&id) = self.by_key.get(&key)
@@ -172,7 +160,7 @@ impl TcpNat {
         }
     }
 
-    fn open(&mut self, net: &mut Net, key: FlowKey, packet: &[u8], header: &Ipv4Repr, segment: &[u8]) {
+    fn open(&mut self, net: &mut Net, key: FlowKey, packet: &[u8], header: &IpRepr, segment: &[u8]) {
         let target = match net.lan.route(key.remote) {
             Route::Discard => return,
             Route::Unreachable => None,
@@ -182,7 +170,7 @@ impl TcpNat {
         let result = match target {
             _ if self.flows.is_full() => Err(ErrorKind::ConnectionRefused.into()),
             Some(target) => connect_nonblocking(target),
-            None if net.lan.is_ours(header.dst_addr) => Err(ErrorKind::ConnectionRefused.into()),
+            None if net.lan.is_ours(key.remote.ip()) => Err(ErrorKind::ConnectionRefused.into()),
             None => Err(ErrorKind::HostUnreachable.into()),
         };
         match result {
@@ -375,14 +363,13 @@ impl TcpNat {
         let result = flow.connect_result();
         let Phase::Connecting { syn } = &mut flow.phase else { return };
         let syn = std::mem::take(syn);
-        let Ok(packet) = Ipv4Packet::new_checked(&syn[..]) else { return };
-        let Ok(header) = Ipv4Repr::parse(&packet, &ChecksumCapabilities::ignored()) else { return };
+        let Some((header, payload)) = parse_ip(&syn) else { return };
         if let Err(error) = result {
-            refuse(net, &header, packet.payload(), &error);
+            refuse(net, &header, payload, &error);
             return self.remove(net, id, Verdict::Broken);
         }
-        let Ok(segment) = TcpPacket::new_checked(packet.payload()) else { return };
-        let config = stack_config(net, max_segment_size(&header, packet.payload()), live);
+        let Ok(segment) = TcpPacket::new_checked(payload) else { return };
+        let config = stack_config(net, max_segment_size(&header, payload), live);
         let Some(stack) = Stack::listen(flow.key.remote, &config, net.stack_now()) else {
             return self.remove(net, id, Verdict::Broken);
         };
@@ -441,23 +428,17 @@ fn random_seed() -> u64 {
     u64::from_ne_bytes(seed)
 }
 
-fn parse_segment<'a>(header: &Ipv4Repr, segment: &'a [u8]) -> Option<TcpRepr<'a>> {
+fn max_segment_size(header: &IpRepr, segment: &[u8]) -> Option<u16> {
     let packet = TcpPacket::new_checked(segment).ok()?;
-    let (src, dst) = (IpAddress::Ipv4(header.src_addr), IpAddress::Ipv4(header.dst_addr));
-    let mut caps = ChecksumCapabilities::ignored();
-    caps.tcp = smoltcp::phy::Checksum::None;
-    TcpRepr::parse(&packet, &src, &dst, &caps).ok()
-}
-
-fn max_segment_size(header: &Ipv4Repr, segment: &[u8]) -> Option<u16> {
-    parse_segment(header, segment)?.max_seg_size
+    let caps = ChecksumCapabilities::ignored();
+    TcpRepr::parse(&packet, &header.src_addr(), &header.dst_addr(), &caps).ok()?.max_seg_size
 }
 
 /// Tells the guest that its connection cannot be made, by the error that its socket would have got.
-fn refuse(net: &mut Net, header: &Ipv4Repr, segment: &[u8], error: &io::Error) {
+fn refuse(net: &mut Net, header: &IpRepr, segment: &[u8], error: &io::Error) {
     match unreachable_reason(error) {
         Some(reason) if error.kind() != ErrorKind::ConnectionRefused => {
-            net.send_unreachable(net.lan.gateway, header, segment, reason);
+            net.send_unreachable(header, segment, reason);
         }
         // The host has given up after long silence: so will the guest.
         None if error.kind() == ErrorKind::TimedOut => {}
@@ -470,7 +451,7 @@ fn refuse(net: &mut Net, header: &Ipv4Repr, segment: &[u8], error: &io::Error) {
 }
 
 /// Answers a segment that belongs to no connection (RFC 9293, section 3.10.7.1).
-fn send_reset(net: &mut Net, header: &Ipv4Repr, tcp: &TcpPacket<&[u8]>) {
+fn send_reset(net: &mut Net, header: &IpRepr, tcp: &TcpPacket<&[u8]>) {
     let (seq_number, ack_number) = if tcp.ack() {
         (tcp.ack_number(), None)
     } else {
@@ -493,19 +474,19 @@ fn send_reset(net: &mut Net, header: &Ipv4Repr, tcp: &TcpPacket<&[u8]>) {
     let mut segment = vec![0; reset.buffer_len()];
     reset.emit(
         &mut TcpPacket::new_unchecked(&mut segment[..]),
-        &header.dst_addr.into(),
-        &header.src_addr.into(),
+        &header.dst_addr(),
+        &header.src_addr(),
         &ChecksumCapabilities::default(),
     );
-    net.send_ipv4(header.dst_addr, header.src_addr, IpProtocol::Tcp, &segment);
+    net.send_ip(header.dst_addr().into(), header.src_addr().into(), IpProtocol::Tcp, &segment);
 }
 
 /// Queues a stack's immediate answer, whose checksum is made complete first: queued frames are.
 fn push_reply(net: &mut Net, key: FlowKey, mut frame: Vec<u8>, sent: &Sent) {
     let Some(mac) = net.lan.neighbor(key.guest.ip()) else { return };
     frame.truncate(ETHERNET_HEADER + sent.len);
-    net.emit_ethernet(&mut frame, mac, EthernetProtocol::Ipv4);
-    if let Some(segment) = frame.get_mut(ETHERNET_HEADER + IPV4_HEADER..)
+    net.emit_ethernet(&mut frame, mac, ethertype(key.guest.ip()));
+    if let Some(segment) = frame.get_mut(segment_start(key)..)
         && TcpPacket::new_checked(&*segment).is_ok()
     {
         TcpPacket::new_unchecked(segment).fill_checksum(&key.remote.ip().into(), &key.guest.ip().into());
@@ -513,25 +494,30 @@ fn push_reply(net: &mut Net, key: FlowKey, mut frame: Vec<u8>, sent: &Sent) {
     }
 }
 
+/// Where the TCP header starts in a frame that a stack wrote: it emits no options or extension headers.
+fn segment_start(key: FlowKey) -> usize {
+    ETHERNET_HEADER + if key.guest.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER }
+}
+
 /// Puts the Ethernet header in front of a packet that a stack wrote to `buf`, and the sum of the
 /// pseudo-header into its checksum field if the guest completes checksums.
 fn finish_frame(net: &Net, key: FlowKey, buf: &mut [u8], sent: &Sent) -> Option<RecvFrame> {
-    let (IpAddr::V4(src), IpAddr::V4(dst)) = (key.remote.ip(), key.guest.ip()) else { return None };
     let mac = net.lan.neighbor(key.guest.ip())?;
-    net.emit_ethernet(buf, mac, EthernetProtocol::Ipv4);
+    net.emit_ethernet(buf, mac, ethertype(key.guest.ip()));
     let len = ETHERNET_HEADER + sent.len;
     let mut meta = FrameMeta::default();
     if net.offloads.checksum {
-        let start = ETHERNET_HEADER + IPV4_HEADER;
+        let start = segment_start(key);
         let segment = buf.get_mut(start..len)?;
+        let (src, dst) = (key.remote.ip().into(), key.guest.ip().into());
         let pseudo =
-            smoltcp::wire::checksum::pseudo_header_v4(&src, &dst, IpProtocol::Tcp, segment.len() as u32);
+            smoltcp::wire::checksum::pseudo_header(&src, &dst, IpProtocol::Tcp, segment.len() as u32);
         let mut tcp = TcpPacket::new_unchecked(segment);
         tcp.set_checksum(pseudo);
         let header_len = start as u16 + u16::from(tcp.header_len());
         meta.checksum = FrameChecksum::Partial { start: start as u16, offset: TCP_CHECKSUM };
-        meta.gso =
-            sent.segment_size.map(|segment_size| Gso { kind: GsoKind::TcpV4, segment_size, header_len });
+        let kind = GsoKind::TcpV4;
+        meta.gso = sent.segment_size.map(|segment_size| Gso { kind, segment_size, header_len });
     }
     Some(RecvFrame { len, meta })
 }

@@ -24,8 +24,11 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(7200);
 /// How often an idle guest is asked whether it still knows the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(600);
 
-/// IPv4 and TCP headers without options, as the library emits them.
-const HEADERS: usize = 40;
+/// Bytes of the headers that the library emits, which have no options.
+const TCP_HEADER: usize = 20;
+const IPV4_HEADERS: usize = 20 + TCP_HEADER;
+const IPV6_HEADERS: usize = 40 + TCP_HEADER;
+/// What IPv4's length field can tell.
 const MAX_PACKET: usize = 65_535;
 
 /// Layout of a new endpoint.
@@ -70,10 +73,10 @@ fn capabilities(config: &StackConfig) -> DeviceCapabilities {
     caps.checksum.tcp = if config.offloads.checksum { Checksum::None } else { Checksum::Tx };
     if config.offloads.tso4 {
         // A whole number of segments, so that the guest's network does not see a runt in each.
-        let own_mss = usize::from(config.mtu) - HEADERS;
+        let own_mss = usize::from(config.mtu) - IPV4_HEADERS;
         let mss = config.guest_mss.map_or(own_mss, |mss| own_mss.min(usize::from(mss))).max(1);
-        let payload = (MAX_PACKET - HEADERS) / mss * mss;
-        caps.segmentation.tcpv4 = NonZeroUsize::new(payload + HEADERS);
+        let payload = (MAX_PACKET - IPV4_HEADERS) / mss * mss;
+        caps.segmentation.tcpv4 = NonZeroUsize::new(payload + IPV4_HEADERS);
     }
     caps
 }
@@ -163,7 +166,9 @@ impl Stack {
     /// Takes note of the room that a packet of ours, at the start of `packet`, has promised. The buffer's
     /// room, not the packet's window: that is rounded, and scaled or not.
     fn note_window(&mut self, packet: &[u8]) {
-        let header_len = if packet.first().is_some_and(|byte| byte >> 4 == 4) { 20 } else { 40 };
+        let header_len =
+            if packet.first().is_some_and(|byte| byte >> 4 == 4) { IPV4_HEADERS } else { IPV6_HEADERS }
+                - TCP_HEADER;
         let Some(Ok(segment)) = packet.get(header_len..).map(TcpPacket::new_checked) else { return };
         if segment.ack() {
             let socket = self.socket();

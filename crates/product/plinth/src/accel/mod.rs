@@ -1,10 +1,14 @@
 //! The accelerators of this build, and which one a guest gets.
 
+mod engine;
+
+use plinth_engine::Tier;
 use plinth_machine::isa::Isa;
 use plinth_vm::Accelerator;
 
 use crate::cli::AccelChoice;
 use crate::failure::{Code, Failure, Result};
+use engine::EngineAccelerator;
 
 /// How an accelerator is to be set up.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +25,14 @@ struct Known {
 }
 
 /// Best first.
-static KNOWN: [Known; 0] = [];
+static KNOWN: [Known; 2] = [
+    Known { choice: AccelChoice::Engine, make: |isa, _| engine(isa, Tier::Translate) },
+    Known { choice: AccelChoice::Interp, make: |isa, _| engine(isa, Tier::Interpret) },
+];
+
+fn engine(isa: &Isa, tier: Tier) -> Option<Box<dyn Accelerator>> {
+    EngineAccelerator::new(isa, tier).map(|e| Box::new(e) as Box<dyn Accelerator>)
+}
 
 /// The accelerator for a guest.
 ///
