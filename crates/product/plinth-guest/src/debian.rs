@@ -251,6 +251,7 @@ impl Builder<'_> {
         }
         let certificates = preset::certificates(&image, &mut tree, time)?;
         preset::enable_units(&image, &mut tree, &packages, time)?;
+        preset::hardware_database(&image, &mut tree, time)?;
         // The kernel's scripts make its tables and its initial file system: both are done.
         let done = |package: &Unpacked| {
             package.name().starts_with("linux-image-")

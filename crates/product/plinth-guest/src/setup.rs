@@ -16,6 +16,7 @@ const STAND_INS: &[(&str, &str)] = &[
     ("deb-systemd-helper", include_str!("scripts/bin/deb-systemd-helper")),
     ("dpkg-maintscript-helper", include_str!("scripts/bin/dpkg-maintscript-helper")),
     ("invoke-rc.d", include_str!("scripts/bin/invoke-rc.d")),
+    ("systemd-hwdb", include_str!("scripts/bin/systemd-hwdb")),
 ];
 const HERE: &str = "/usr/lib/plinth";
 /// The group that may read shadow files (base-passwd).
