@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -11,6 +12,8 @@ use crate::error::{AtPath, GuestError, Result};
 
 /// What the name of an unfinished file has behind that of the finished one.
 const PART: &str = ".part-";
+/// Longer than it takes from making a file to locking it.
+const JUST_NOW: Duration = Duration::from_secs(60);
 
 /// A folder of files that can be made again.
 #[derive(Debug, Clone)]
@@ -105,7 +108,12 @@ fn remove_leftovers(target: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let file_name = entry.file_name();
         let part = file_name.to_str().and_then(|n| n.strip_prefix(name)).and_then(|n| n.strip_prefix(PART));
-        let abandoned = || File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());
+        // A file that was made just now may not be locked yet.
+        let old = || {
+            let made = entry.metadata().and_then(|m| m.modified());
+            made.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > JUST_NOW))
+        };
+        let abandoned = || old() && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());
         if part.is_some_and(|p| p.bytes().all(|c| c.is_ascii_digit() || c == b'-')) && abandoned() {
             // If it cannot be removed, it only costs space.
             let _ = fs::remove_file(entry.path());
@@ -145,6 +153,8 @@ pub fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     #[test]
@@ -152,8 +162,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("disk");
         let living = Pending::create(&target).unwrap();
-        for (name, stays) in [("disk.part-1-0", false), ("disk.part-x", true), ("other.part-1-0", true)] {
-            fs::write(dir.path().join(name), "").unwrap();
+        let (now, before) = (SystemTime::now(), SystemTime::now() - JUST_NOW * 2);
+        living.file().set_modified(before).unwrap();
+        for (name, time, stays) in [
+            ("disk.part-1-0", before, false),
+            ("disk.part-1-1", now, true),
+            ("disk.part-x", before, true),
+            ("other.part-1-0", before, true),
+        ] {
+            File::create(dir.path().join(name)).unwrap().set_modified(time).unwrap();
             let next = Pending::create(&target).unwrap();
             assert_eq!(dir.path().join(name).exists(), stays, "{name}");
             assert!(living.path().exists() && next.path().exists());
