@@ -26,7 +26,7 @@ use crate::setup::{Setup, Steps};
 use crate::tree::Meta;
 
 /// Counts up whenever the same spec gives another image, so that caches are built anew.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// The package that stands in for an initramfs generator: the initial file system comes from the host.
 const OWN_PACKAGE: &str = "plinth-guest";
 const OWN_PROVIDES: &str = "linux-initramfs-tool";

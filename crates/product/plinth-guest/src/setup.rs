@@ -108,6 +108,13 @@ impl Setup<'_> {
             "/etc/systemd/network/80-dhcp.network",
             "[Match]\nName=en* eth*\n\n[Network]\nDHCP=yes\n",
         )?;
+        // An interpreted CPU, or a busy host, is slower than systemd's 90 seconds allow for: without this
+        // the console would have no login when its device is late.
+        self.file(
+            tree,
+            "/etc/systemd/system.conf.d/50-emulated.conf",
+            "[Manager]\nDefaultDeviceTimeoutSec=30min\nDefaultTimeoutStartSec=30min\n",
+        )?;
         // An empty file means: a new identity at the first boot, but no interview of the user.
         self.file(tree, "/etc/machine-id", "")?;
         tree.symlink("/etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf", self.time)?;
