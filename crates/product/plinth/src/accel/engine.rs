@@ -8,10 +8,11 @@ use plinth_machine::isa::Isa;
 use plinth_vm::{Accelerator, MachineContext, Vcpus};
 
 /// A front end for one machine.
-struct GuestCpu {
-    isa: Arc<dyn plinth_ir::Isa>,
+pub struct GuestCpu {
+    /// The front end.
+    pub isa: Arc<dyn plinth_ir::Isa>,
     /// What the guest is told of it; `None`: the board's default.
-    model: Option<CpuModel>,
+    pub model: Option<CpuModel>,
 }
 
 /// A guest instruction set of the engine.
@@ -23,7 +24,7 @@ struct FrontEnd {
 }
 
 /// All front ends.
-static FRONT_ENDS: [FrontEnd; 0] = [];
+static FRONT_ENDS: [FrontEnd; 1] = [FrontEnd { isa: "riscv64", make: super::riscv64::make }];
 
 /// The engine for guests of one instruction set.
 pub struct EngineAccelerator {
