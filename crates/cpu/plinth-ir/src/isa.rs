@@ -126,6 +126,11 @@ pub trait CpuEnv {
     /// Looks at interrupts again at `ns` ([`plinth_vcpu`]'s clock; `u64::MAX`: never), in place of an
     /// earlier deadline.
     fn set_deadline(&mut self, ns: u64);
+    /// False if the deadline has not passed since it was set, so that the clock need not be read. An engine
+    /// that does not keep track says true.
+    fn deadline_passed(&self) -> bool {
+        true
+    }
     /// Levels of the vCPU's interrupt inputs, by bit.
     fn pins(&self) -> u64;
     /// Sets an interrupt input of this vCPU itself.

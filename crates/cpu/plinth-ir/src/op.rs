@@ -236,7 +236,8 @@ pub enum Code {
     FDiv,
     /// Square root of `a`.
     FSqrt,
-    /// ±(`a` * `b`) ± `c` with one rounding; [`flags::NEG_PRODUCT`], [`flags::NEG_ADDEND`].
+    /// ±(`a` * `b`) ± `c` with one rounding; [`flags::NEG_PRODUCT`], [`flags::NEG_ADDEND`]. Infinity times zero
+    /// is invalid even if `c` is a quiet NaN (where x86's instructions raise nothing).
     FMulAdd,
     /// Minimum: the other operand for one NaN, -0 < +0; a signalling NaN raises invalid.
     FMin,

@@ -1,8 +1,8 @@
 //! RISC-V as a guest ISA of the engine.
 
 use plinth_ir::{
-    Access, Block, Cpu, CpuEnv, Exception, Helper, HelperFn, Isa, Layout, LiftError, LiftRequest, Mode,
-    Translation,
+    Access, AddressSpace, Block, Cpu, CpuEnv, Exception, Helper, HelperFn, Isa, Layout, LiftError,
+    LiftRequest, Mode, Translation,
 };
 use plinth_vcpu::{Register, StartState};
 
@@ -144,7 +144,7 @@ impl Isa for Riscv {
         mode_of(slots)
     }
 
-    fn address_space(&self, slots: &[u64], mmu: usize) -> u64 {
+    fn address_space(&self, slots: &[u64], mmu: usize) -> AddressSpace {
         mmu::address_space(slots, mmu)
     }
 

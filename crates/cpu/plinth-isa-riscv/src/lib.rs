@@ -4,7 +4,10 @@ pub mod compute;
 pub mod decode;
 pub mod disasm;
 pub mod generate;
+#[doc(hidden)]
+pub mod harness;
 pub mod helper;
+pub mod isa;
 pub mod lift;
 pub mod mode;
 pub mod model;
@@ -13,4 +16,5 @@ mod sbi;
 pub mod slots;
 pub mod table;
 
+pub use isa::{Firmware, Riscv};
 pub use model::{CpuModel, Paging};

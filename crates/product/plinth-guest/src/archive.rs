@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::arch::GuestArch;
 use crate::cache::{Cache, Pending, hex, sha256, sha256_file};
 use crate::error::{AtPath, GuestError, Result};
-use crate::http::{Client, Sink};
+use crate::http::{Client, PATIENT, Sink};
 use crate::mirror::Mirror;
 use crate::package::{Package, PackageId, PackageIndex};
 use crate::progress::{Progress, Unit};
@@ -34,6 +34,8 @@ pub struct Archive<'a> {
     pub arch: GuestArch,
     /// Where downloads stay.
     pub cache: &'a Cache,
+    /// What checks the suite's signature.
+    pub verification: &'a Verification,
     /// Who watches.
     pub progress: &'a dyn Progress,
 }
@@ -58,8 +60,7 @@ impl Archive<'_> {
             &sha256(self.mirror.uri.as_bytes())[..12]
         ))?;
         self.progress.step("Fetching the package index", 0, Unit::Bytes);
-        let verification = Verification::of_host();
-        let (text, verified) = self.release_text(&client, &folder, &verification, require_signature)?;
+        let (text, verified) = self.release_text(&client, &folder, require_signature)?;
         let release = Release::parse(&text)?;
         if let Some(problem) = release.date_problem(SystemTime::now()) {
             self.progress.warn(&problem);
@@ -73,18 +74,19 @@ impl Archive<'_> {
         &self,
         client: &Client,
         folder: &Path,
-        verification: &Verification,
         require_signature: bool,
     ) -> Result<(String, bool)> {
         let names: &[&str] =
-            if verification.wants_detached() { &["Release", "Release.gpg"] } else { &["InRelease"] };
+            if self.verification.wants_detached() { &["Release", "Release.gpg"] } else { &["InRelease"] };
+        let cached = names.iter().all(|name| folder.join(name).is_file());
+        let attempts = if cached { 1 } else { PATIENT };
         let mut fresh = Vec::new();
         for name in names {
+            let url = self.url(&format!("dists/{}/{name}", self.suite));
             let mut content = Vec::new();
-            match client.get(&self.url(&format!("dists/{}/{name}", self.suite)), RELEASE_LIMIT, &mut content)
-            {
+            match client.get(&url, RELEASE_LIMIT, attempts, &mut content) {
                 Ok(()) => fresh.push(content),
-                Err(error) if error.is_network() && names.iter().all(|name| folder.join(name).is_file()) => {
+                Err(error) if error.is_network() && cached => {
                     self.progress.note(&format!("using the cached package index ({error})"));
                     fresh.clear();
                     break;
@@ -104,7 +106,7 @@ impl Archive<'_> {
             pending.iter().map(|file| file.path().to_owned()).collect()
         };
         let [signed, signature @ ..] = &paths[..] else { return Err(GuestError::NoMirror) };
-        let verified = match verification.check(signed, signature.first().map(PathBuf::as_path))? {
+        let verified = match self.verification.check(signed, signature.first().map(PathBuf::as_path))? {
             Verdict::Good => true,
             Verdict::CannotCheck(reason) if require_signature => {
                 return Err(GuestError::Signature { what: "the package index".into(), reason });
@@ -203,7 +205,7 @@ impl Archive<'_> {
             reported: 0,
             progress: self.progress,
         };
-        client.get(&self.url(name), size, &mut sink)?;
+        client.get(&self.url(name), size, PATIENT, &mut sink)?;
         let found = hex(&sink.hash.finalize());
         if found != sum {
             return Err(GuestError::Integrity { what: name.to_owned(), expected: sum.to_owned(), found });

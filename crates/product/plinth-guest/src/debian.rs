@@ -13,12 +13,13 @@ use crate::cache::{Cache, Pending, hex, sha256, write_file};
 use crate::deb::{self, Control};
 use crate::dpkg;
 use crate::error::{AtPath, GuestError, Result};
-use crate::ext4::{ImageWriter, Options};
+use crate::ext4::{ImageWriter, Options, check_size};
 use crate::initramfs;
 use crate::mirror;
 use crate::modules::{ModuleInfo, closure, depmod, unpack};
 use crate::preset;
 use crate::progress::{Progress, Unit};
+use crate::release::Verification;
 use crate::resolve::{Wanted, resolve};
 use crate::rootfs::{self, Kernel, Unpacked, parallel};
 use crate::setup::{Setup, Steps};
@@ -30,7 +31,7 @@ const FORMAT: u32 = 1;
 const OWN_PACKAGE: &str = "plinth-guest";
 const OWN_PROVIDES: &str = "linux-initramfs-tool";
 /// The base system besides the required packages.
-const BASE: &[&str] = &[
+pub(crate) const BASE: &[&str] = &[
     "systemd",
     "systemd-sysv",
     "systemd-resolved",
@@ -97,7 +98,7 @@ impl DebianSpec {
         if !self.hostname.split('.').all(word) || self.hostname.len() > 64 {
             return Err(GuestError::Invalid(format!("\"{}\" is not a host name", self.hostname)));
         }
-        Ok(())
+        check_size(self.size)
     }
 
     /// The name of the image in the cache.
@@ -106,13 +107,15 @@ impl DebianSpec {
         packages.sort();
         packages.dedup();
         let text = format!(
-            "{FORMAT}\0{}\0{}\0{}\0{}\0{}\0{}",
+            "{FORMAT}\0{}\0{}\0{}\0{}\0{}\0{}\0{}",
             self.suite,
             self.arch,
             self.size,
             mirror.uri,
             packages.join(","),
-            self.hostname
+            self.hostname,
+            // Not to mix up what was checked with what was not.
+            self.require_signature
         );
         format!("debian-{}-{}-{}", self.suite, self.arch, &sha256(text.as_bytes())[..16])
     }
@@ -174,107 +177,117 @@ impl DebianImage {
 /// The guest from the user's cache; it is built if it is not there. The disk is the cached one: who
 /// writes to it keeps what was written, until the folder is deleted.
 pub fn cached_debian(spec: &DebianSpec, progress: &dyn Progress) -> Result<DebianImage> {
-    cached_in(&Cache::of_user()?, spec, progress)
-}
-
-fn cached_in(cache: &Cache, spec: &DebianSpec, progress: &dyn Progress) -> Result<DebianImage> {
-    spec.check()?;
-    let mirror = mirror::find(spec.mirror.as_deref())?;
-    let folder = cache.folder(&format!("images/{}", spec.key(&mirror)))?;
-    let disk = folder.join("disk.raw");
-    let manifest = disk.with_extension("json");
-    if let Ok(image) = DebianImage::load(&manifest)
-        && (image.verified || !spec.require_signature)
-    {
-        return Ok(image);
-    }
-    // Of two processes that want the same image, one builds it and the other one waits.
-    let lock_path = folder.join("lock");
-    let lock = fs::File::create(&lock_path).at("creating", &lock_path)?;
-    lock.lock().at("locking", &lock_path)?;
-    match DebianImage::load(&manifest) {
-        Ok(image) if image.verified || !spec.require_signature => Ok(image),
-        _ => build_in(cache, spec, &disk, progress),
-    }
+    let (cache, verification) = (Cache::of_user()?, Verification::of_host());
+    Builder { cache: &cache, verification: &verification, progress }.cached(spec)
 }
 
 /// Builds a guest. Its disk is `out`; kernel, initial file system and description get the same name
 /// with the endings `kernel`, `initrd` and `json`.
 pub fn build_debian(spec: &DebianSpec, out: &Path, progress: &dyn Progress) -> Result<DebianImage> {
-    build_in(&Cache::of_user()?, spec, out, progress)
+    let (cache, verification) = (Cache::of_user()?, Verification::of_host());
+    Builder { cache: &cache, verification: &verification, progress }.build(spec, out)
 }
 
-fn build_in(cache: &Cache, spec: &DebianSpec, out: &Path, progress: &dyn Progress) -> Result<DebianImage> {
-    spec.check()?;
-    if out.file_name().is_none() || out.is_dir() {
-        return Err(GuestError::Invalid(format!("{} is not the name of a file", out.display())));
+/// What a build takes from its surroundings.
+pub(crate) struct Builder<'a> {
+    pub cache: &'a Cache,
+    pub verification: &'a Verification,
+    pub progress: &'a dyn Progress,
+}
+
+impl Builder<'_> {
+    pub fn cached(&self, spec: &DebianSpec) -> Result<DebianImage> {
+        spec.check()?;
+        let mirror = mirror::find(spec.mirror.as_deref())?;
+        let folder = self.cache.folder(&format!("images/{}", spec.key(&mirror)))?;
+        let disk = folder.join("disk.raw");
+        let manifest = disk.with_extension("json");
+        if let Ok(image) = DebianImage::load(&manifest) {
+            return Ok(image);
+        }
+        // Of two processes that want the same image, one builds it and the other one waits.
+        let lock_path = folder.join("lock");
+        let lock = fs::File::create(&lock_path).at("creating", &lock_path)?;
+        lock.lock().at("locking", &lock_path)?;
+        DebianImage::load(&manifest).or_else(|_| self.build(spec, &disk))
     }
-    let mirror = mirror::find(spec.mirror.as_deref())?;
-    let archive = Archive { mirror, suite: spec.suite.clone(), arch: spec.arch, cache, progress };
-    let suite = archive.suite(spec.require_signature)?;
-    let choice = Choice::new(spec, &suite)?;
-    let files = archive.fetch(&suite.index, &choice.all)?;
-    let busybox = busybox(&archive, &suite)?;
 
-    let pending = Pending::create(out)?;
-    let file = pending.file().try_clone().at("opening", pending.path())?;
-    let uuid = uuid(spec, &suite, &choice);
-    let time = suite.release.date.unwrap_or_default();
-    let options = Options { size: spec.size, label: "debian".into(), uuid, time };
-    let image = ImageWriter::create(file, pending.path(), options)?;
-    let mut packages = rootfs::unpack(&image, &files, progress)?;
-    packages.push(own_package());
-    let mut tree = rootfs::place(&packages, time)?;
+    pub fn build(&self, spec: &DebianSpec, out: &Path) -> Result<DebianImage> {
+        let Self { cache, verification, progress } = *self;
+        spec.check()?;
+        let taken = ["kernel", "initrd", "json"].iter().any(|e| out.extension() == Some(e.as_ref()));
+        if out.file_name().is_none() || out.is_dir() || taken {
+            return Err(GuestError::Invalid(format!("{} is not a name for a disk", out.display())));
+        }
+        let mirror = mirror::find(spec.mirror.as_deref())?;
+        let archive =
+            Archive { mirror, suite: spec.suite.clone(), arch: spec.arch, cache, verification, progress };
+        let suite = archive.suite(spec.require_signature)?;
+        let choice = Choice::new(spec, &suite)?;
+        let files = archive.fetch(&suite.index, &choice.all)?;
+        let busybox = busybox(&archive, &suite)?;
 
-    let kernel = Kernel::find(&image, &tree)?;
-    let tables = module_tables(&kernel, progress)?;
-    let modules = closure(&kernel, initramfs::DISK_MODULES)?;
-    let initrd = initramfs::debian(&busybox, &modules);
-    let release = kernel.release.clone();
-    let kernel_image = rootfs::read_file(&image, &tree, &kernel.path)?.unwrap_or_default();
-    let folder = kernel.folder();
+        let pending = Pending::create(out)?;
+        let file = pending.file().try_clone().at("opening", pending.path())?;
+        let uuid = uuid(spec, &suite, &choice);
+        let time = suite.release.date.unwrap_or_default();
+        let options = Options { size: spec.size, label: "debian".into(), uuid, time };
+        let image = ImageWriter::create(file, pending.path(), options)?;
+        let mut packages = rootfs::unpack(&image, &files, progress)?;
+        packages.push(own_package());
+        let mut tree = rootfs::place(&packages, time)?;
 
-    progress.step("Writing the disk", 0, Unit::Items);
-    for (name, content) in tables {
-        tree.file(&format!("{folder}/{name}"), Meta::root(0o644, time), content)?;
+        let kernel = Kernel::find(&image, &tree)?;
+        let tables = module_tables(&kernel, progress)?;
+        let modules = closure(&kernel, initramfs::DISK_MODULES)?;
+        let initrd = initramfs::debian(&busybox, &modules);
+        let release = kernel.release.clone();
+        let kernel_image = rootfs::read_file(&image, &tree, &kernel.path)?.unwrap_or_default();
+        let folder = kernel.folder();
+
+        progress.step("Writing the disk", 0, Unit::Items);
+        for (name, content) in tables {
+            tree.file(&format!("{folder}/{name}"), Meta::root(0o644, time), content)?;
+        }
+        let certificates = preset::certificates(&image, &mut tree, time)?;
+        preset::enable_units(&image, &mut tree, &packages, time)?;
+        // The kernel's scripts make its tables and its initial file system: both are done.
+        let done = |package: &Unpacked| {
+            package.name().starts_with("linux-image-")
+                || (certificates && package.name() == "ca-certificates")
+        };
+        dpkg::write_database(&image, &mut tree, &packages, &done, time)?;
+        let setup = Setup {
+            hostname: &spec.hostname,
+            suite: &spec.suite,
+            mirror: &archive.mirror,
+            uuid: &format_uuid(&uuid),
+            time,
+            arch: spec.arch,
+        };
+        let base = |package: &Unpacked| choice.base.iter().any(|name| name == package.name());
+        setup.apply(&image, &mut tree, &packages, &Steps { base: &base, done: &done })?;
+        image.finish(&tree)?;
+
+        let manifest = out.with_extension("json");
+        // From here on an old description would be wrong.
+        if manifest.exists() {
+            fs::remove_file(&manifest).at("removing", &manifest)?;
+        }
+        let built = DebianImage {
+            arch: spec.arch,
+            suite: suite.release.codename.clone(),
+            kernel: write_file(&out.with_extension("kernel"), &kernel_image)?,
+            initrd: write_file(&out.with_extension("initrd"), &initrd)?,
+            disk: pending.commit()?,
+            cmdline: format!("root=/dev/vda rw console={} quiet", spec.arch.data().console),
+            kernel_release: release,
+            packages: packages.iter().map(described).collect(),
+            verified: suite.verified,
+        };
+        built.save(&manifest)?;
+        Ok(built)
     }
-    let certificates = preset::certificates(&image, &mut tree, time)?;
-    preset::enable_units(&image, &mut tree, &packages, time)?;
-    // The kernel's scripts make its tables and its initial file system: both are done.
-    let done = |package: &Unpacked| {
-        package.name().starts_with("linux-image-") || (certificates && package.name() == "ca-certificates")
-    };
-    dpkg::write_database(&image, &mut tree, &packages, &done, time)?;
-    let setup = Setup {
-        hostname: &spec.hostname,
-        suite: &spec.suite,
-        mirror: &archive.mirror,
-        uuid: &format_uuid(&uuid),
-        time,
-        arch: spec.arch,
-    };
-    let base = |package: &Unpacked| choice.base.iter().any(|name| name == package.name());
-    setup.apply(&image, &mut tree, &packages, &Steps { base: &base, done: &done })?;
-    image.finish(&tree)?;
-
-    let manifest = out.with_extension("json");
-    // From here on an old description would be wrong.
-    if manifest.exists() {
-        fs::remove_file(&manifest).at("removing", &manifest)?;
-    }
-    let built = DebianImage {
-        arch: spec.arch,
-        suite: suite.release.codename.clone(),
-        kernel: write_file(&out.with_extension("kernel"), &kernel_image)?,
-        initrd: write_file(&out.with_extension("initrd"), &initrd)?,
-        disk: pending.commit()?,
-        cmdline: format!("root=/dev/vda rw console={} quiet", spec.arch.data().console),
-        kernel_release: release,
-        packages: packages.iter().map(described).collect(),
-        verified: suite.verified,
-    };
-    built.save(&manifest)?;
-    Ok(built)
 }
 
 /// The packages of a guest.
@@ -382,8 +395,7 @@ fn described(package: &Unpacked) -> String {
     format!("{} {}", package.name(), stanza.get("Version").unwrap_or_default())
 }
 
-/// A UUID that depends on what is in the image and on nothing else, so that builds can be compared.
-/// Its form is that of version 8 of RFC 9562.
+/// A UUID made from what is in the image. Its form is that of version 8 of RFC 9562.
 fn uuid(spec: &DebianSpec, suite: &Suite, choice: &Choice) -> [u8; 16] {
     let mut text = format!("{FORMAT} {} {}", spec.hostname, spec.size);
     for id in &choice.all {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::error::{GuestError, Result};
 
-const ATTEMPTS: u32 = 4;
+/// Attempts for a file that nothing can stand in for.
+pub const PATIENT: u32 = 4;
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 const RESPONSE_LIMIT: Duration = Duration::from_secs(30);
 /// The slowest transfer that is still worth waiting for.
@@ -64,8 +65,8 @@ impl Client {
         Ok(Self { agent })
     }
 
-    /// Fetches `url` of at most `limit` bytes into `sink`.
-    pub fn get(&self, url: &str, limit: u64, sink: &mut dyn Sink) -> Result<()> {
+    /// Fetches `url` of at most `limit` bytes into `sink`, with so many attempts if the network fails.
+    pub fn get(&self, url: &str, limit: u64, attempts: u32, sink: &mut dyn Sink) -> Result<()> {
         let mut wait = Duration::from_millis(300);
         let mut attempt = 1;
         loop {
@@ -73,7 +74,7 @@ impl Client {
             match self.attempt(url, limit, sink) {
                 Ok(()) => return Ok(()),
                 Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Again(error)) if attempt == ATTEMPTS => return Err(error),
+                Err(Failure::Again(error)) if attempt >= attempts => return Err(error),
                 Err(Failure::Again(_)) => {}
             }
             std::thread::sleep(wait);
@@ -143,7 +144,7 @@ mod tests {
 
     fn get(answers: Vec<&'static str>, limit: u64) -> Result<Vec<u8>> {
         let mut out = Vec::new();
-        Client::new(None)?.get(&server(answers), limit, &mut out)?;
+        Client::new(None)?.get(&server(answers), limit, PATIENT, &mut out)?;
         Ok(out)
     }
 

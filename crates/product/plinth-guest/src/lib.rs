@@ -29,6 +29,8 @@ mod initramfs;
 mod mirror;
 mod modules;
 mod package;
+#[cfg(test)]
+mod pipeline_tests;
 mod preset;
 mod progress;
 mod release;

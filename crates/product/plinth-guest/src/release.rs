@@ -162,6 +162,12 @@ impl Verification {
         }
     }
 
+    /// A host without anything to check with.
+    #[cfg(test)]
+    pub fn none() -> Self {
+        Self { verifier: None, keyring: None }
+    }
+
     /// True when the check needs `Release` and `Release.gpg` rather than `InRelease`.
     pub fn wants_detached(&self) -> bool {
         self.verifier == Some(Verifier::Sqv) && self.keyring.is_some()
@@ -202,7 +208,7 @@ impl Verification {
         let good = match verifier {
             Verifier::Gpgv => gpgv_verdict(&says),
             Verifier::Sqv if output.status.success() => Ok(()),
-            Verifier::Sqv => Err(complains.trim().to_owned()),
+            Verifier::Sqv => Err(sqv_complaint(&complains)),
         };
         good.map(|()| Verdict::Good).map_err(|reason| signature_error(file, reason))
     }
@@ -215,6 +221,21 @@ fn signature_error(file: &Path, reason: String) -> GuestError {
     }
 }
 
+const KEY_MISSING: &str =
+    "the Debian keyring of this host does not have the key; install a newer debian-archive-keyring package";
+
+fn sqv_complaint(complains: &str) -> String {
+    if complains.contains("manipulated") {
+        CHANGED.into()
+    } else if complains.contains("Missing key") {
+        KEY_MISSING.into()
+    } else {
+        complains.trim().to_owned()
+    }
+}
+
+const CHANGED: &str = "it was changed after it was signed";
+
 /// One good signature is enough, as for apt: a suite is signed with keys of several releases, and an
 /// older keyring does not know the newest. A bad one spoils it. Lines are those of GnuPG's doc/DETAILS.
 fn gpgv_verdict(status: &str) -> Result<(), String> {
@@ -224,13 +245,11 @@ fn gpgv_verdict(status: &str) -> Result<(), String> {
         })
     };
     if has("BADSIG") {
-        Err("it was changed after it was signed".into())
+        Err(CHANGED.into())
     } else if has("GOODSIG") && has("VALIDSIG") {
         Ok(())
     } else if has("NO_PUBKEY") || has("ERRSIG") {
-        Err("the Debian keyring of this host does not have the key; install a newer \
-             debian-archive-keyring package"
-            .into())
+        Err(KEY_MISSING.into())
     } else if has("EXPKEYSIG") || has("REVKEYSIG") || has("EXPSIG") {
         Err("its key or signature has expired; install a newer debian-archive-keyring package".into())
     } else {
@@ -310,8 +329,14 @@ mod tests {
     }
 
     #[test]
+    fn sqv_complaints() {
+        assert_eq!(sqv_complaint("Missing key 4CB5, which is needed to verify signature.\n"), KEY_MISSING);
+        assert_eq!(sqv_complaint("Missing key\n Message has been manipulated\n"), CHANGED);
+        assert_eq!(sqv_complaint(" odd \n"), "odd");
+    }
+
+    #[test]
     fn without_a_verifier_nothing_is_claimed() {
-        let none = Verification { verifier: None, keyring: None };
-        assert!(matches!(none.check(Path::new("x"), None).unwrap(), Verdict::CannotCheck(_)));
+        assert!(matches!(Verification::none().check(Path::new("x"), None).unwrap(), Verdict::CannotCheck(_)));
     }
 }

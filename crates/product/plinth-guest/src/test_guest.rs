@@ -17,6 +17,7 @@ use crate::initramfs::{self, DISK_MODULES, TEST_MODULES};
 use crate::mirror;
 use crate::modules::{ModuleSet, closure, module_name};
 use crate::progress::{Progress, Unit};
+use crate::release::Verification;
 
 /// Counts up whenever the guest changes.
 const FORMAT: u32 = 1;
@@ -65,7 +66,15 @@ pub fn test_guest(
     {
         return Ok(guest);
     }
-    let archive = Archive { mirror, suite: suite.to_owned(), arch, cache: &cache, progress };
+    let verification = Verification::of_host();
+    let archive = Archive {
+        mirror,
+        suite: suite.to_owned(),
+        arch,
+        cache: &cache,
+        verification: &verification,
+        progress,
+    };
     let suite = archive.suite(false)?;
     let package = kernel_package(arch, &archive.suite, &suite)?;
     let id = suite.index.find(&package).ok_or_else(|| GuestError::UnknownPackage {

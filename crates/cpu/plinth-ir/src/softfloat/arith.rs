@@ -132,7 +132,7 @@ pub fn fused_multiply_add<F: Float>(env: &mut Env, a: u64, b: u64, c: u64) -> u6
     let negative = F::is_negative(a) != F::is_negative(b);
     let (x, y, z) = (unpack::<F>(a), unpack::<F>(b), unpack::<F>(c));
     match (x, y) {
-        // Invalid even if the addend is a quiet NaN (RISC-V F 11.6, x86).
+        // Invalid even if the addend is a quiet NaN: so RISC-V (F, fused multiply-add) and Arm; x86 is silent.
         (Inf { .. }, Zero { .. }) | (Zero { .. }, Inf { .. }) => return env.invalid(),
         (Nan { .. }, _) | (_, Nan { .. }) => return nan_of::<F>(env, &[a, b, c]),
         _ => {}

@@ -63,7 +63,7 @@ pub(crate) fn constant(ty: Ty, n: u8) -> u64 {
         (_, 31) => 0x7e00,
         _ => {
             let bits = value.to_bits();
-            let exponent = (bits >> 52 & 0x7ff) - 1023 + 15;
+            let exponent = (bits >> 52 & 0x7ff) + 15 - 1023;
             bits >> 63 << 15 | exponent << 10 | bits >> 42 & 0x3ff
         }
     }

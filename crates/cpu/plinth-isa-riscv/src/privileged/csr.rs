@@ -470,3 +470,6 @@ fn write_vector(s: &mut [u64], number: u16, value: u64) -> Option<Effect> {
     set_bits(s, slots::MSTATUS, status::VS);
     Some(NO_EFFECT)
 }
+
+#[cfg(test)]
+mod tests;

@@ -78,8 +78,8 @@ pub fn deliverable(s: &[u64], env: &dyn CpuEnv) -> bool {
 
 /// Takes the most urgent interrupt, if one can be taken.
 pub fn take(cpu: &mut Cpu<'_>) -> bool {
-    // Reading the clock is the dear part: only for a timer interrupt that could be taken.
-    if takable(cpu.slots, irq::STI).is_some() {
+    // Whether or not it can be taken now: from here on it is known to be pending.
+    if cpu.env.deadline_passed() {
         timer::refresh(cpu);
     }
     let Some((ready, to)) = takable(cpu.slots, noticed(cpu.slots, cpu.env)) else { return false };
@@ -114,3 +114,6 @@ pub fn wrs(_: &mut Cpu<'_>, _: u64, _: u64, _: u64) -> HelperResult {
     std::thread::yield_now();
     HelperResult::Next(0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! Address translation: Sv39, Sv48, Sv57 (10.3 to 10.6), Svnapot, Svadu or Svade.
 
-use plinth_ir::{Access, AccessKind, CpuEnv, Exception, Translation};
+use plinth_ir::{Access, AccessKind, AddressSpace, CpuEnv, Exception, Translation};
 
 use crate::mode::{mmu, privilege};
 use crate::privileged::pmp;
@@ -76,17 +76,16 @@ pub mod satp {
     }
 }
 
-/// Identifies the address space of set `set`. Injective: `satp` in the low 62 bits (its mode in two), MXR, and
-/// the top bit for machine mode. The memory protection is not part of it: changing that flushes.
+/// Identifies the address space of set `set`. The memory protection is not part of it: changing that flushes.
 #[must_use]
-pub fn address_space(s: &[u64], set: usize) -> u64 {
+pub fn address_space(s: &[u64], set: usize) -> AddressSpace {
+    const MACHINE: u32 = 1;
     if set as u32 == mmu::MACHINE {
-        return 1 << 63;
+        return AddressSpace { regime: MACHINE, space: 0 };
     }
     let satp = get(s, slots::SATP);
-    let mxr = u64::from(get(s, slots::MSTATUS) & status::MXR != 0);
-    let levels = u64::from(satp::levels(satp).saturating_sub(2));
-    satp & ((1 << satp::MODE_SHIFT) - 1) | levels << satp::MODE_SHIFT | mxr << 62
+    let mxr = u32::from(get(s, slots::MSTATUS) & status::MXR != 0);
+    AddressSpace { regime: satp::levels(satp) << 2 | mxr << 1, space: satp & ((1 << satp::MODE_SHIFT) - 1) }
 }
 
 /// The exception for an access that the memory or its protection refuses.
@@ -286,3 +285,6 @@ impl Walk<'_> {
         Ok(was == old)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -137,3 +137,6 @@ fn legal_config(old: u8, new: u8) -> u8 {
     let rwx = if new & (cfg::R | cfg::W) == cfg::W { new & cfg::X } else { new & (cfg::R | cfg::W | cfg::X) };
     new & cfg::L | mode | rwx
 }
+
+#[cfg(test)]
+mod tests;

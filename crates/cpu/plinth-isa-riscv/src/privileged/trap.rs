@@ -143,3 +143,6 @@ pub fn sret(cpu: &mut Cpu<'_>, insn: u64, _: u64, _: u64) -> HelperResult {
     cpu.pc = get(s, slots::SEPC);
     HelperResult::Jump
 }
+
+#[cfg(test)]
+mod tests;

@@ -136,3 +136,6 @@ fn harts(cpu: &Cpu<'_>, mask: u64, base: u64) -> std::result::Result<Vec<Hart>, 
     let chosen = vcpus.into_iter().zip(0..).filter(|(_, i)| is_chosen(*i));
     Ok(chosen.map(|(v, i)| if i == own { Hart::This } else { Hart::Other(v) }).collect())
 }
+
+#[cfg(test)]
+mod tests;

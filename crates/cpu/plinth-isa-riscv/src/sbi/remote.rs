@@ -63,5 +63,7 @@ fn range(start: u64, size: u64) -> Option<(u64, u64)> {
     }
     let first = start & !(PAGE - 1);
     let len = (start - first).checked_add(size)?.checked_next_multiple_of(PAGE)?;
+    // A range that wraps around is all, too.
+    first.checked_add(len.saturating_sub(1))?;
     Some((first, len))
 }

@@ -37,6 +37,11 @@ const RO_COMPAT_LARGE_FILE: u32 = 0x2;
 const RO_COMPAT_DIR_NLINK: u32 = 0x20;
 const RO_COMPAT_EXTRA_ISIZE: u32 = 0x40;
 
+/// Refuses sizes that no image can have.
+pub fn check_size(size: u64) -> Result<()> {
+    Layout::new(size).map(drop)
+}
+
 /// What kind of file system to make.
 #[derive(Debug, Clone)]
 pub struct Options {

@@ -18,7 +18,7 @@ mod layout;
 mod writer;
 
 pub use extent::Extents;
-pub use layout::Options;
+pub use layout::{Options, check_size};
 pub use writer::ImageWriter;
 
 /// Bytes of a block.

@@ -36,7 +36,11 @@ impl ModuleInfo {
                 _ => {}
             }
         }
-        info.symbols = strings(section("__ksymtab_strings").unwrap_or_default()).map(str::to_owned).collect();
+        // Of every exported symbol there is one with this prefix, the entry in the table of exports.
+        info.symbols = strings(section(".strtab").unwrap_or_default())
+            .filter_map(|name| name.strip_prefix("__ksymtab_"))
+            .map(str::to_owned)
+            .collect();
         Ok(info)
     }
 
@@ -140,7 +144,7 @@ pub(crate) mod tests {
     fn reads_modinfo() {
         let bytes = elf(&[
             (".modinfo", b"license=GPL\0alias=pci:v*\0depends=crc-x,b\0softdep=pre: c d post: e\0\0"),
-            ("__ksymtab_strings", b"foo\0bar\0"),
+            (".strtab", b"\0foo\0__ksymtab_foo\0x\0__ksymtab_bar\0"),
         ]);
         let info = ModuleInfo::parse("x.ko", &bytes).unwrap();
         assert_eq!(info.depends, ["crc_x", "b"]);

@@ -102,11 +102,10 @@ impl<'a> Set<'a> {
         let mut text = "# Aliases extracted from modules themselves.\n".to_owned();
         let mut index = Index::default();
         for (rank, name, info) in self.ranked() {
-            for alias in info.aliases.iter().filter(|alias| !alias.starts_with("devname:")) {
-                let alias = normalized(alias);
+            for alias in &info.aliases {
                 // Writing to a String does not fail.
                 let _ = writeln!(text, "alias {alias} {name}");
-                index.add(&alias, rank, name);
+                index.add(&normalized(alias), rank, name);
             }
         }
         (text, index.encode())
@@ -221,8 +220,9 @@ mod tests {
             "kernel/lib/crc16.ko.xz:\nkernel/fs/jbd2.ko.xz: kernel/lib/crc16.ko.xz\n\
              kernel/fs/ext4.ko.xz: kernel/fs/jbd2.ko.xz kernel/lib/crc16.ko.xz\nkernel/fs/fuse.ko.xz:\n"
         );
-        assert!(text("modules.alias").contains("alias fs_ext4 ext4\n"));
-        assert!(text("modules.alias").contains("alias fs[a-z]_x fuse\n"));
+        assert!(text("modules.alias").contains("alias fs-ext4 ext4\n"));
+        assert!(files["modules.alias.bin"].windows(4).any(|w| w == b"ext4"));
+        assert_eq!(normalized("fs[a-z]-x"), "fs[a-z]_x");
         assert!(text("modules.devname").ends_with("fuse fuse c10:229\n"));
         assert!(files["modules.builtin.alias.bin"].windows(4).any(|w| w == b"fs_x"));
     }

@@ -3,16 +3,17 @@
 use std::sync::Arc;
 
 use plinth_engine::{Engine, Parts, Tier};
-use plinth_machine::board::CpuModel;
+use plinth_isa_riscv::model::CACHE_BLOCK_BYTES;
+use plinth_isa_riscv::{CpuModel as RiscvModel, Firmware, Paging, Riscv};
+use plinth_machine::board::{CpuModel, CpuProperty};
 use plinth_machine::isa::Isa;
 use plinth_vm::{Accelerator, MachineContext, Vcpus};
 
 /// A front end for one machine.
-pub struct GuestCpu {
-    /// The front end.
-    pub isa: Arc<dyn plinth_ir::Isa>,
+struct GuestCpu {
+    isa: Arc<dyn plinth_ir::Isa>,
     /// What the guest is told of it; `None`: the board's default.
-    pub model: Option<CpuModel>,
+    model: Option<CpuModel>,
 }
 
 /// A guest instruction set of the engine.
@@ -24,7 +25,7 @@ struct FrontEnd {
 }
 
 /// All front ends.
-static FRONT_ENDS: [FrontEnd; 1] = [FrontEnd { isa: "riscv64", make: super::riscv64::make }];
+static FRONT_ENDS: [FrontEnd; 1] = [FrontEnd { isa: "riscv64", make: riscv64 }];
 
 /// The engine for guests of one instruction set.
 pub struct EngineAccelerator {
@@ -59,4 +60,23 @@ impl Accelerator for EngineAccelerator {
         let vcpus = (0..cpus).map(|_| engine.add_vcpu()).collect::<Result<_, _>>();
         Ok(Vcpus { vcpus: vcpus.map_err(|e| e.to_string())?, model })
     }
+}
+
+fn riscv64(machine: &MachineContext) -> GuestCpu {
+    let firmware = if machine.builtin_firmware { Firmware::BuiltIn } else { Firmware::Guest };
+    // Three levels of page tables are the fastest to walk and what most hardware of this kind has.
+    let model = RiscvModel { paging: Paging::Sv39 };
+    let text = |name: &str, value: &str| (name.to_owned(), CpuProperty::Text(value.to_owned()));
+    let block = |name: &str| (name.to_owned(), CpuProperty::Cell(CACHE_BLOCK_BYTES));
+    let extensions = model.extensions().into_iter().map(str::to_owned).collect();
+    let properties = vec![
+        text("riscv,isa", &model.isa_string()),
+        text("riscv,isa-base", model.base()),
+        ("riscv,isa-extensions".to_owned(), CpuProperty::Texts(extensions)),
+        text("mmu-type", model.mmu_type()),
+        block("riscv,cbom-block-size"),
+        block("riscv,cboz-block-size"),
+        block("riscv,cbop-block-size"),
+    ];
+    GuestCpu { isa: Arc::new(Riscv::new(model, firmware)), model: Some(CpuModel { properties }) }
 }

@@ -1,7 +1,6 @@
 //! The accelerators of this build, and which one a guest gets.
 
 mod engine;
-mod riscv64;
 
 use plinth_engine::Tier;
 use plinth_machine::isa::Isa;
