@@ -92,7 +92,6 @@ pub(crate) enum Cc {
     Ne = 5,
     Be = 6,
     A = 7,
-    S = 8,
     P = 10,
     L = 12,
     Ge = 13,
@@ -314,6 +313,7 @@ impl Asm {
 
     /// A legacy instruction. `op`: opcode bytes, first in the low byte; `prefix`: mandatory prefix or 0.
     #[inline]
+    #[allow(clippy::too_many_arguments)] // The parts of one instruction.
     fn legacy(&mut self, size: Size, prefix: u8, op: u32, reg: Reg, rm: Rm, tail: usize, byte_reg: bool) {
         let mut head = 0u64;
         let mut len = 0;

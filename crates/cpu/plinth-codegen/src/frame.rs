@@ -163,6 +163,8 @@ pub struct Frame {
     pub host_mxcsr: u32,
     /// Floating point flags from software, to be joined with MXCSR's (IR numbering).
     pub fp_flags: u64,
+    /// A 128-bit value on its way: [`Runtime::load`] of type v128 leaves it here, [`Runtime::store`] finds it.
+    pub vector: [u64; 2],
     /// Code TLBs.
     pub code_tlb: [[CodeTlbEntry; CODE_TLB_ENTRIES]; MMUS],
     /// Jump cache.

@@ -42,6 +42,7 @@ pub(crate) mod field {
     pub(crate) const SITE: i32 = offset_of!(Frame, site) as i32;
     pub(crate) const HOST_RSP: i32 = offset_of!(Frame, host_rsp) as i32;
     pub(crate) const GUEST_MXCSR: i32 = offset_of!(Frame, guest_mxcsr) as i32;
+    pub(crate) const VECTOR: i32 = offset_of!(Frame, vector) as i32;
     pub(crate) const HOST_MXCSR: i32 = offset_of!(Frame, host_mxcsr) as i32;
 }
 
@@ -71,18 +72,16 @@ pub(crate) struct Thunks {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Constant {
-    /// The default NaN of f32.
+    /// The default NaN of f32, boxed.
     Nan32,
     /// The default NaN of f64.
     Nan64,
-    /// Sign bits of f32 lanes.
-    Sign32,
-    /// Sign bits of f64 lanes.
-    Sign64,
+    /// What makes an f32 a boxed one.
+    Box32,
     /// 64 bytes: the IR's floating point flags by the low six bits of MXCSR.
-    FlagsFromHost,
+    FlagsFromHost = 3,
     /// 32 bytes: MXCSR's flags by the IR's.
-    FlagsToHost = 8,
+    FlagsToHost = 7,
 }
 
 impl Thunks {
@@ -147,8 +146,8 @@ impl Builder<'_> {
     fn constants(&mut self, layout: &Layout) {
         self.thunks.constants = self.label();
         let [_, nan32, nan64] = layout.default_nan;
-        let pairs =
-            [(nan32, 0), (nan64, 0), (0x8000_0000_8000_0000, 0x8000_0000_8000_0000), (1 << 63, 1 << 63)];
+        let boxed = 0xffff_ffff_0000_0000;
+        let pairs = [(nan32 | boxed, 0), (nan64, 0), (boxed, 0)];
         for (low, high) in pairs {
             self.asm.data(low);
             self.asm.data(high);

@@ -1,10 +1,10 @@
 //! Stubs for what is rarely executed, after a region's body.
 
 use super::Translator;
+use super::int_special::movq_to_xmm;
 use super::state::Opnd;
-use crate::asm::Size;
-use crate::asm::{Cc, RAX, RCX, RDX, Reg, frame};
-use crate::thunks::DESC_AT;
+use crate::asm::{Cc, RAX, RCX, RDX, Reg, Rm, Size, frame};
+use crate::thunks::{DESC_AT, field};
 
 /// What a stub does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +17,14 @@ pub(super) enum ColdKind {
     Atomic,
     /// The cases of a division that the hardware does not do.
     Divide { signed: bool, wide: bool },
+    /// Puts the default NaN into the register.
+    FixNan { wide: bool },
+    /// The minimum or maximum of equal numbers.
+    Equal { min: bool },
+    /// A floating point operation in software.
+    Float { wide: bool },
+    /// The same, with an integer result.
+    FloatToInt { wide: bool },
     /// Leaves for attention to `pc`.
     Attention,
     /// Leaves to look `pc` up.
@@ -49,12 +57,29 @@ pub(super) struct Cold {
     pub pc: i32,
     /// Which exit.
     pub exit: u32,
+    /// xmm registers: result and operands. Of a memory access: a scalar one at 0, or a vector at 1.
+    pub x: [Reg; 4],
+    /// Copies of slots in xmm registers that a call destroys: a range of [`super::xmm::XmmState::reloads`].
+    pub reloads: (u32, u32),
 }
 
 impl Cold {
     pub(super) fn new(kind: ColdKind) -> Self {
         let none = Opnd::Imm(0);
-        Self { kind, at: [0; 2], resume: 0, va: RAX, desc: 0, b: none, c: none, result: RAX, pc: 0, exit: 0 }
+        Self {
+            kind,
+            at: [0; 2],
+            resume: 0,
+            va: RAX,
+            desc: 0,
+            b: none,
+            c: none,
+            result: RAX,
+            pc: 0,
+            exit: 0,
+            x: [0; 4],
+            reloads: (0, 0),
+        }
     }
 }
 
@@ -81,21 +106,31 @@ impl Translator {
                 ColdKind::Lookup => self.leave_stub(cold.pc, self.thunks.lookup),
                 ColdKind::Link | ColdKind::Miss => self.link_stub(&cold),
                 ColdKind::Exit { poll } => self.exit_to(cold.pc, poll),
-                ColdKind::Divide { .. } => {}
+                _ => self.float_stub(&cold),
             }
         }
     }
 
     fn memory_stub(&mut self, cold: &Cold) {
         let table = self.thunks.table;
+        let [x, vector, ..] = cold.x;
         match cold.kind {
             ColdKind::Load => {
                 self.asm.copy(RAX, cold.va);
                 self.asm.mov_imm(RCX, cold.desc);
                 self.asm.call_to(table.load);
-                self.asm.copy(cold.result, RAX);
+                if vector != 0 {
+                    self.asm.movups_load(vector, frame(field::VECTOR));
+                } else if x != 0 {
+                    self.asm.vex(movq_to_xmm(true), x, 0, Rm::R(RAX));
+                } else {
+                    self.asm.copy(cold.result, RAX);
+                }
             }
             ColdKind::Store => {
+                if vector != 0 {
+                    self.asm.movups_store(frame(field::VECTOR), vector);
+                }
                 self.load_opnd(RDX, cold.b, true);
                 self.asm.copy(RAX, cold.va);
                 self.asm.mov_imm(RCX, cold.desc);
@@ -110,6 +145,7 @@ impl Translator {
                 self.asm.call_to(table.atomic);
             }
         }
+        self.reload_views(cold.reloads);
         self.asm.jmp_back(cold.resume as usize);
     }
 

@@ -25,6 +25,8 @@ fn same_page(pc: i32) -> bool {
 impl Translator {
     pub(super) fn label(&mut self, id: u32, block: &Block) {
         self.state.end_insn();
+        self.xmm.end_insn();
+        self.xmm.drop_views();
         let Some(label) = self.labels.get_mut(id as usize) else { return };
         label.at = self.asm.pos() as u32;
         if label.loop_head {

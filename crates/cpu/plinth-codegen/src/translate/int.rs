@@ -91,6 +91,9 @@ impl Translator {
             self.state.done(op.a);
             return;
         }
+        if wide && !self.sext_result && self.float_move(op.dst, op.a) {
+            return;
+        }
         let a = self.take1(op, block);
         self.move_to(op.dst, a, wide);
     }
@@ -501,7 +504,8 @@ impl Translator {
     }
 
     /// A slot in memory got a value other than by [`Self::commit`].
-    pub(super) fn slot_written(&mut self, _slot: u16) {
+    pub(super) fn slot_written(&mut self, slot: u16) {
         self.touched = true;
+        self.xmm.slot_changed(slot);
     }
 }

@@ -11,6 +11,7 @@ use plinth_ir::{AmoOp, Block, Code, Op, Ty, flags};
 use super::Translator;
 use super::cold::{Cold, ColdKind};
 use super::state::Opnd;
+use super::xmm::{LOAD32, LOAD64, STORE32, STORE64, View};
 use crate::asm::{Alu, Cc, Mem, RAX, RCX, RDX, Reg, Rm, Size, frame, mem, mem_index};
 use crate::frame::{Frame, TLB_ENTRIES, TlbEntry, mem_desc};
 
@@ -19,7 +20,7 @@ const _: () = assert!(size_of::<TlbEntry>() == 32 && TLB_ENTRIES == 4096);
 /// Mask of a byte offset into a data TLB.
 const TLB_MASK: i32 = ((TLB_ENTRIES - 1) * size_of::<TlbEntry>()) as i32;
 
-/// What a TLB check leaves: where the address is, and the jump to the slow path.
+/// What a TLB check leaves for an atomic operation.
 struct Checked {
     va: Reg,
     /// rel32 fields of jumps to the stub; 0 for none.
@@ -50,7 +51,7 @@ impl Translator {
         match base {
             Opnd::Reg(r) if op.a.as_temp().is_some() && r <= RDX => {
                 if self.state.used_once(op.a) {
-                    self.claim(0xffff & !(1 << r));
+                    self.claim(!(1 << r));
                 } else {
                     self.claim_all();
                     base = self.src(op.a, block);
@@ -58,6 +59,7 @@ impl Translator {
             }
             _ => self.claim_all(),
         }
+        self.spill_xmm();
         self.state.done(op.a);
         let disp = op.aux;
         match base {
@@ -76,8 +78,8 @@ impl Translator {
     }
 
     /// Checks that the access of `bytes` at `va` is to a page that the TLB has. Then rcx is the entry's
-    /// offset.
-    fn check(&mut self, va: Reg, bytes: u32, write: bool, aligned: bool) -> Checked {
+    /// offset. Gives the rel32 fields of jumps to the slow path; 0 for none.
+    pub(super) fn check(&mut self, va: Reg, bytes: u32, write: bool, aligned: bool) -> [u32; 2] {
         let mut at = [0; 2];
         if aligned && bytes > 1 {
             self.asm.test_byte(va, (bytes - 1) as u8);
@@ -99,40 +101,88 @@ impl Translator {
         a.alu(Alu::Or, Size::B8, RDX, Rm::M(frame(token)));
         a.alu(Alu::Cmp, Size::B8, RDX, Rm::M(mem_index(crate::asm::RSP, RCX, 0, tag)));
         at[0] = self.jcc_cold(Cc::Ne);
-        Checked { va, at }
+        at
     }
 
     /// After a check: rcx = the page's host address less its guest address.
-    fn addend(&mut self) {
+    pub(super) fn addend(&mut self) {
         let addend = self.tlb(offset_of!(TlbEntry, addend));
         self.asm.mov_load(true, RCX, mem_index(crate::asm::RSP, RCX, 0, addend));
     }
 
-    fn describe(&self, op: &Op) -> u64 {
+    pub(super) fn describe(&self, op: &Op) -> u64 {
         mem_desc(op.ty as u8, op.flags, self.insn, op.code as u8, op.sub, self.insn_len)
     }
 
-    pub(super) fn load(&mut self, op: &Op, block: &Block) {
-        let Some(size) = size_of_type(op.ty) else { return self.fail("a load of no integer") };
+    /// Gives how many operations were done.
+    pub(super) fn load(&mut self, op: &Op, ops: &[Op], block: &Block) -> usize {
+        let Some(size) = size_of_type(op.ty) else {
+            self.fail("a load of no integer");
+            return 1;
+        };
+        if let Some(used) = self.float_load(op, ops, block) {
+            return used;
+        }
         if let Some(slot) = op.dst.as_slot() {
             self.before_write(slot, 0);
         }
         let va = self.address(op, block);
-        let checked = self.check(va, op.ty.bytes(), false, op.flags & flags::ALIGNED != 0);
+        let at = self.check(va, op.ty.bytes(), false, op.flags & flags::ALIGNED != 0);
         self.addend();
         // The destination changes only when the access has succeeded.
         let d = op.dst.as_slot().and_then(|s| self.state.pin(s)).unwrap_or(RAX);
         let signed = op.flags & flags::SEXT != 0;
         self.asm.load_extend(size, signed, d, Rm::M(mem_index(RCX, va, 0, 0)));
         self.cold.push(Cold {
-            at: checked.at,
+            at,
             resume: self.asm.pos() as u32,
-            va: checked.va,
+            va,
             desc: self.describe(op),
             result: d,
+            reloads: self.xmm.snapshot(),
             ..Cold::new(ColdKind::Load)
         });
         self.commit(op.dst, d);
+        1
+    }
+
+    /// A load that ends in a float slot, maybe boxed by the next operation: goes to an xmm register.
+    fn float_load(&mut self, op: &Op, ops: &[Op], block: &Block) -> Option<usize> {
+        let boxed = op.ty == Ty::I32;
+        let dst = if boxed {
+            let next = ops.get(1).filter(|n| n.code == Code::NanBox && n.ty == Ty::F32)?;
+            if next.a != op.dst || !self.state.used_once(op.dst) {
+                return None;
+            }
+            next.dst
+        } else if op.ty == Ty::I64 {
+            op.dst
+        } else {
+            return None;
+        };
+        let slot = dst.as_slot().filter(|&s| self.state.is_float(s))?;
+        self.before_write(slot, 0);
+        let va = self.address(op, block);
+        let at = self.check(va, op.ty.bytes(), false, op.flags & flags::ALIGNED != 0);
+        self.addend();
+        let x = self.xmm();
+        let from = mem_index(RCX, va, 0, 0);
+        self.asm.vex(if boxed { LOAD32 } else { LOAD64 }, x, 0, Rm::M(from));
+        self.cold.push(Cold {
+            at,
+            resume: self.asm.pos() as u32,
+            va,
+            desc: self.describe(op),
+            x: [x, 0, 0, 0],
+            reloads: self.xmm.snapshot(),
+            ..Cold::new(ColdKind::Load)
+        });
+        if boxed {
+            self.box_to_slot(slot, x, false);
+            return Some(2);
+        }
+        self.float_commit(dst, x, Ty::F64, false);
+        Some(1)
     }
 
     pub(super) fn store(&mut self, op: &Op, block: &Block) {
@@ -140,10 +190,16 @@ impl Translator {
         let va = self.address(op, block);
         let value = self.src(op.b, block);
         self.state.done(op.b);
-        let checked = self.check(va, op.ty.bytes(), true, op.flags & flags::ALIGNED != 0);
+        let at = self.check(va, op.ty.bytes(), true, op.flags & flags::ALIGNED != 0);
         self.addend();
         let to = mem_index(RCX, va, 0, 0);
+        let view = op.b.as_slot().filter(|_| matches!(size, Size::B4 | Size::B8));
+        let view = view.and_then(|s| self.xmm.find(s, |v| matches!(v, View::Full | View::Both)));
         match value {
+            _ if let Some((x, _)) = view => {
+                let i = if size == Size::B8 { STORE64 } else { STORE32 };
+                self.asm.vex(i, x, 0, Rm::M(to));
+            }
             Opnd::Imm(c) if size != Size::B8 || i32::try_from(c as i64).is_ok() => {
                 self.asm.store_imm(size, to, c as i32);
             }
@@ -160,11 +216,12 @@ impl Translator {
         }
         self.touched = true;
         self.cold.push(Cold {
-            at: checked.at,
+            at,
             resume: self.asm.pos() as u32,
-            va: checked.va,
+            va,
             desc: self.describe(op),
             b: value,
+            reloads: self.xmm.snapshot(),
             ..Cold::new(ColdKind::Store)
         });
     }
@@ -172,11 +229,11 @@ impl Translator {
     /// The common start of atomics: checks for a write. Then the host address is in rcx.
     fn atomic_start(&mut self, op: &Op, block: &Block, write: bool) -> Checked {
         let va = self.address(op, block);
-        let checked = self.check(va, op.ty.bytes(), write, op.flags & flags::ALIGNED != 0);
+        let at = self.check(va, op.ty.bytes(), write, op.flags & flags::ALIGNED != 0);
         self.addend();
         self.asm.alu(Alu::Add, Size::B8, RCX, Rm::R(va));
         self.touched = true;
-        checked
+        Checked { va, at }
     }
 
     /// The common end of atomics: the result is in rax.
@@ -195,6 +252,7 @@ impl Translator {
             b,
             c,
             result: RAX,
+            reloads: self.xmm.snapshot(),
             ..Cold::new(ColdKind::Atomic)
         });
         if op.dst.is_none() {
@@ -306,14 +364,13 @@ impl Translator {
     /// Calls the thunk of [`Code::Helper`]s or of floating point operations.
     pub(super) fn call_described(&mut self, op: &Op, block: &Block, desc: u64, thunk: u64) {
         self.claim_all();
-        let args = [op.a, op.b, op.c].map(|v| self.src(v, block));
-        for v in [op.a, op.b, op.c] {
-            self.state.done(v);
-        }
         self.asm.mov_imm(RAX, desc);
         self.asm.store(Size::B8, frame(crate::thunks::DESC_AT), RAX);
-        for (r, arg) in [RAX, RDX, RCX].into_iter().zip(args) {
-            self.load_opnd(r, arg, true);
+        for (r, arg) in [RAX, RDX, RCX].into_iter().zip([op.a, op.b, op.c]) {
+            self.load_value(r, arg, block);
+        }
+        for v in [op.a, op.b, op.c] {
+            self.state.done(v);
         }
         self.asm.call_to(thunk);
     }

@@ -6,12 +6,15 @@
 
 mod cold;
 mod control;
+mod float;
 mod int;
 mod int_special;
 mod memory;
 mod state;
+mod vector;
+mod xmm;
 
-use plinth_ir::{Block, Code, Layout, Mode, Op, Ty, Val};
+use plinth_ir::{Block, Code, Layout, Mode, Op, SlotClass, Ty, Val};
 
 use crate::asm::{Asm, Cc};
 use crate::frame::SLOTS;
@@ -20,6 +23,7 @@ use crate::thunks::{self, Thunks};
 use crate::{CodegenError, Config};
 use cold::Cold;
 use state::{NO_PIN, State};
+use xmm::XmmState;
 
 /// A piece of host code for a block.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,10 +87,9 @@ struct ExitState {
 /// Translates blocks of one guest ISA. It keeps nothing between blocks but its buffers; each thread that
 /// translates has its own.
 pub struct Translator {
-    config: Config,
     asm: Asm,
     state: State,
-    default_nan: [u64; 3],
+    xmm: XmmState,
     thunks: Thunks,
     mode: Mode,
     labels: Vec<LabelState>,
@@ -109,7 +112,7 @@ impl Translator {
     ///
     /// # Errors
     /// [`CodegenError::Layout`] if the layout does not fit into a frame.
-    pub fn new(layout: &Layout, config: Config) -> Result<Self, CodegenError> {
+    pub fn new(layout: &Layout, _config: Config) -> Result<Self, CodegenError> {
         let slots = layout.slots.len();
         if slots > SLOTS {
             return Err(CodegenError::Layout { slots });
@@ -118,11 +121,12 @@ impl Translator {
         for (reg, slot) in thunks::pins(layout) {
             pins[usize::from(slot)] = reg;
         }
+        let floats = layout.slots.iter().zip(&pins);
+        let floats = floats.map(|(s, &pin)| s.class == SlotClass::Float && pin == NO_PIN).collect();
         Ok(Self {
-            config,
             asm: Asm::new(),
-            state: State::new(pins),
-            default_nan: layout.default_nan,
+            state: State::new(pins, floats),
+            xmm: XmmState::new(),
             thunks: Thunks::default(),
             mode: Mode::default(),
             labels: Vec::new(),
@@ -188,6 +192,7 @@ impl Translator {
         self.labels.clear();
         self.labels.extend(block.labels.iter().map(|l| LabelState { inside: l.op.is_some(), ..unbound }));
         self.state.start(usize::from(block.temps));
+        self.xmm.start();
         let temps = &mut self.state.temps;
         let mut count = |v: Val| {
             if let Some(t) = v.as_temp()
@@ -221,6 +226,7 @@ impl Translator {
         match op.code {
             Code::Insn => {
                 self.state.end_insn();
+                self.xmm.end_insn();
                 self.insn = op.aux as u32 & 0xffff;
                 self.insn_len = op.sub;
                 self.touched = false;
@@ -239,7 +245,7 @@ impl Translator {
                 self.sext_result = false;
                 return used;
             }
-            Code::Load if op.ty != Ty::V128 => self.load(&op, block),
+            Code::Load if op.ty != Ty::V128 => return self.load(&op, ops, block),
             Code::Store if op.ty != Ty::V128 => self.store(&op, block),
             Code::Amo => self.amo(&op, block),
             Code::Cas => self.cas(&op, block),
@@ -247,9 +253,9 @@ impl Translator {
             Code::StoreCond => self.store_cond(&op, block),
             Code::Fence => self.fence(&op),
             Code::Load | Code::Store | Code::VBin | Code::VSplat | Code::VExtract | Code::VInsert => {
-                self.fail("vector operations");
+                self.vector(&op, block);
             }
-            _ => self.float_call(&op, block),
+            _ => return self.float(&op, ops, block),
         }
         1
     }

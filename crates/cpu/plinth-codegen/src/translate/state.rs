@@ -3,6 +3,7 @@
 use plinth_ir::{Block, Val};
 
 use super::Translator;
+use super::xmm::Kind;
 use crate::asm::{Mem, RAX, RCX, RDX, Reg, Rm, Size, frame};
 use crate::frame::{Frame, SPILLS, slot_offset};
 
@@ -27,6 +28,10 @@ pub(super) enum Loc {
     Reg(Reg),
     /// A spill cell of the frame.
     Spill(u8),
+    /// A spill cell and the next one: a vector.
+    SpillPair(u8),
+    /// An xmm register.
+    Xmm(Reg, Kind),
 }
 
 /// A temporary.
@@ -72,6 +77,8 @@ impl Opnd {
 pub(super) struct State {
     /// Register of each slot, or [`NO_PIN`].
     pins: Vec<u8>,
+    /// Slots that hold floats.
+    floats: Vec<bool>,
     pub temps: Vec<Temp>,
     /// What each scratch register holds, by the order of [`SCRATCH`].
     owner: [u16; 3],
@@ -83,7 +90,7 @@ pub(super) struct State {
 
 const _: () = assert!(SPILLS == 64);
 
-fn spill_cell(cell: u8) -> Mem {
+pub(super) fn spill_cell(cell: u8) -> Mem {
     frame(std::mem::offset_of!(Frame, spills) as i32 + i32::from(cell) * 8)
 }
 
@@ -92,8 +99,15 @@ fn scratch_index(r: Reg) -> Option<usize> {
 }
 
 impl State {
-    pub(super) fn new(pins: Vec<u8>) -> Self {
-        Self { pins, temps: Vec::new(), owner: [NO_TEMP; 3], aliases: Vec::new(), free_spills: u64::MAX }
+    pub(super) fn new(pins: Vec<u8>, floats: Vec<bool>) -> Self {
+        Self {
+            pins,
+            floats,
+            temps: Vec::new(),
+            owner: [NO_TEMP; 3],
+            aliases: Vec::new(),
+            free_spills: u64::MAX,
+        }
     }
 
     /// Starts a block.
@@ -117,6 +131,17 @@ impl State {
         self.pins.get(usize::from(slot)).copied().filter(|&r| r != NO_PIN)
     }
 
+    /// `slot` holds a float, in memory.
+    #[inline]
+    pub(super) fn is_float(&self, slot: u16) -> bool {
+        self.floats.get(usize::from(slot)).copied().unwrap_or(false)
+    }
+
+    /// Where temporary `v` is.
+    pub(super) fn loc(&self, v: Val) -> Option<Loc> {
+        self.temp(v).map(|t| t.loc)
+    }
+
     fn slot_exists(&self, slot: u16) -> bool {
         usize::from(slot) < self.pins.len()
     }
@@ -138,7 +163,7 @@ impl State {
     }
 
     /// Takes a scratch register that nobody owns, not in `avoid`.
-    fn free_scratch(&self, avoid: u16) -> Option<Reg> {
+    pub(super) fn free_scratch(&self, avoid: u16) -> Option<Reg> {
         (0..3).find(|&i| self.owner[i] == NO_TEMP && avoid >> SCRATCH[i] & 1 == 0).map(|i| SCRATCH[i])
     }
 
@@ -156,6 +181,7 @@ impl State {
                     }
                 }
                 Loc::Spill(cell) => self.free_spills |= 1 << cell,
+                Loc::SpillPair(cell) => self.free_spills |= 3 << cell,
                 _ => {}
             }
             t.loc = Loc::None;
@@ -176,7 +202,8 @@ impl Translator {
                 Some(Loc::Slot(slot)) => self.slot_opnd(slot),
                 Some(Loc::Reg(r)) => Opnd::Reg(r),
                 Some(Loc::Spill(cell)) => Opnd::Mem(spill_cell(cell)),
-                Some(Loc::None) | None => {
+                Some(Loc::Xmm(r, kind)) => self.xmm_to_integer(i, r, kind),
+                Some(Loc::None | Loc::SpillPair(_)) | None => {
                     self.fail("a temporary without a value");
                     Opnd::Imm(0)
                 }
@@ -195,7 +222,7 @@ impl Translator {
     }
 
     #[inline]
-    fn slot_opnd(&mut self, slot: u16) -> Opnd {
+    pub(super) fn slot_opnd(&mut self, slot: u16) -> Opnd {
         match self.state.pin(slot) {
             Some(r) => Opnd::Reg(r),
             None => {
@@ -236,6 +263,23 @@ impl Translator {
         self.state.temps[usize::from(owner)].loc = Loc::Spill(cell);
     }
 
+    /// A spill cell and its memory.
+    pub(super) fn spill_cell(&mut self) -> Option<(u8, Mem)> {
+        self.spill_to().map(|cell| (cell, spill_cell(cell)))
+    }
+
+    /// Two neighbouring spill cells.
+    pub(super) fn spill_pair(&mut self) -> Option<u8> {
+        let free = self.state.free_spills;
+        let cell = (free & free >> 1).trailing_zeros();
+        if cell >= 63 {
+            self.fail("more live temporaries than spill cells");
+            return None;
+        }
+        self.state.free_spills &= !(3 << cell);
+        Some(cell as u8)
+    }
+
     fn spill_to(&mut self) -> Option<u8> {
         let cell = self.state.free_spills.trailing_zeros();
         if cell >= 64 {
@@ -248,9 +292,9 @@ impl Translator {
 
     /// Spills what lives in the scratch registers of `mask`.
     pub(super) fn claim(&mut self, mask: u16) {
-        for i in 0..3 {
-            if self.state.owner[i] != NO_TEMP && mask >> SCRATCH[i] & 1 != 0 {
-                self.evict(SCRATCH[i]);
+        for r in SCRATCH {
+            if mask >> r & 1 != 0 {
+                self.evict(r);
             }
         }
     }
@@ -300,9 +344,11 @@ impl Translator {
             }
         }
         self.claim_all();
+        self.spill_xmm();
+        self.xmm.drop_views();
     }
 
-    fn own(&mut self, r: Reg, temp: u16) {
+    pub(super) fn own(&mut self, r: Reg, temp: u16) {
         if let Some(i) = scratch_index(r) {
             self.state.owner[i] = temp;
             self.state.temps[usize::from(temp)].loc = Loc::Reg(r);
@@ -379,6 +425,7 @@ impl Translator {
                 Some(pin) => self.asm.copy(pin, r),
                 None if self.state.slot_exists(slot) => {
                     self.asm.store(Size::B8, frame(slot_offset(slot)), r);
+                    self.xmm.slot_changed(slot);
                 }
                 None => self.fail("a slot that does not exist"),
             }

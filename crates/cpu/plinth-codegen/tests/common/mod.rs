@@ -302,7 +302,7 @@ fn trash() {
 
 fn aligned_stack() -> bool {
     let mut probe = std::mem::MaybeUninit::<u128>::uninit();
-    std::hint::black_box(probe.as_mut_ptr()) as usize % 16 == 0
+    (std::hint::black_box(probe.as_mut_ptr()) as usize).is_multiple_of(16)
 }
 
 extern "C" fn load(frame: *mut Frame, va: u64, desc: u64) -> u64 {
@@ -311,8 +311,14 @@ extern "C" fn load(frame: *mut Frame, va: u64, desc: u64) -> u64 {
     let (frame, env) = env_of(frame);
     env.calls[0] += 1;
     let ty = Ty::from_u8(desc as u8).expect("a type");
-    let misaligned = (desc >> 8) as u8 & flags::ALIGNED != 0 && va % u64::from(ty.bytes()) != 0;
-    match env.read(va, ty.bytes().min(8)).filter(|_| !misaligned) {
+    let misaligned = (desc >> 8) as u8 & flags::ALIGNED != 0 && !va.is_multiple_of(ty.bytes().into());
+    if ty == Ty::V128
+        && let (Some(low), Some(high)) = (env.read(va, 8), env.read(va.wrapping_add(8), 8))
+    {
+        frame.vector = [low, high];
+        return low;
+    }
+    match env.read(va, ty.bytes().min(8)).filter(|_| !misaligned && ty != Ty::V128) {
         Some(v) => extend(ty, (desc >> 8) as u8 & flags::SEXT != 0, v),
         None => fault(frame, env, va, desc),
     }
@@ -323,7 +329,15 @@ extern "C" fn store(frame: *mut Frame, va: u64, desc: u64, value: u64) {
     let (frame, env) = env_of(frame);
     env.calls[1] += 1;
     let ty = Ty::from_u8(desc as u8).expect("a type");
-    if env.write(va, ty.bytes().min(8), value).is_none() {
+    let done = if ty == Ty::V128 {
+        let [low, high] = frame.vector;
+        env.read(va.wrapping_add(8), 8)
+            .and_then(|_| env.write(va, 8, low))
+            .and_then(|()| env.write(va.wrapping_add(8), 8, high))
+    } else {
+        env.write(va, ty.bytes(), value)
+    };
+    if done.is_none() {
         fault(frame, env, va, desc);
     }
 }
@@ -341,7 +355,7 @@ extern "C" fn atomic(frame: *mut Frame, va: u64, desc: u64, b: u64, c: u64) -> u
         Some(Code::StoreCond) => Atomic::StoreCond,
         other => panic!("no atomic: {other:?}"),
     };
-    if (desc >> 8) as u8 & flags::ALIGNED != 0 && va % u64::from(ty.bytes()) != 0 {
+    if (desc >> 8) as u8 & flags::ALIGNED != 0 && !va.is_multiple_of(ty.bytes().into()) {
         return fault(frame, env, va, desc);
     }
     let reservation = (&mut frame.reserved_va, &mut frame.reserved_value);
