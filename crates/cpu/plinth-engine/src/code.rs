@@ -108,8 +108,11 @@ impl CodeCache {
         }
     }
 
-    pub fn find(&self, key: Key) -> Option<&Body> {
-        self.entries.get(&key).map(|e| &e.body)
+    /// What runs `key`, and the page that it straddles into.
+    pub fn find(&self, key: Key) -> Option<(&Body, Option<u64>)> {
+        let entry = self.entries.get(&key)?;
+        let unit = self.units.get(entry.unit as usize)?.as_ref()?;
+        Some((&entry.body, unit.straddles))
     }
 
     pub fn has_code(&self, page: u64) -> bool {

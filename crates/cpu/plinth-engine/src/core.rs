@@ -107,7 +107,10 @@ impl Core {
         };
         if t.page_size >= 4096 {
             if access.kind == AccessKind::Fetch {
-                self.tlb.fill_code(access.mmu, &page);
+                // Code runs from RAM alone.
+                if page.hva.is_some() {
+                    self.tlb.fill_code(access.mmu, &page);
+                }
             } else {
                 self.tlb.fill(access.mmu, &page);
             }

@@ -21,6 +21,11 @@ const MAX_INSNS: u32 = 128;
 /// Entries of the interpreter's own cache of blocks.
 const IR_CACHE: usize = 8192;
 
+/// Guest virtual address of the page after that of `va`.
+const fn next_page(va: u64) -> u64 {
+    (va & !(PAGE - 1)).wrapping_add(PAGE)
+}
+
 /// A vCPU that the engine runs.
 pub struct EngineVcpu {
     core: Box<Core>,
@@ -126,10 +131,14 @@ impl EngineVcpu {
     /// Finds or makes what runs the code at `pc`, at guest physical address `gpa`.
     fn body(&mut self, pc: u64, gpa: u64) -> Result<Body, Exception> {
         let key = Key { gpa, mode: self.core.mode.key };
-        if let Some(body) = self.core.shared.code().find(key) {
-            return Ok(body.clone());
+        let shared = Arc::clone(&self.core.shared);
+        let found = shared.code().find(key).map(|(body, straddles)| (body.clone(), straddles));
+        match found {
+            Some((body, None)) => Ok(body),
+            // The code itself checks its second page, in the code TLB: that must know the page.
+            Some((body, Some(second))) if self.code_gpa(next_page(pc))? == second => Ok(body),
+            _ => self.translate(pc, key),
         }
-        self.translate(pc, key)
     }
 
     /// Copies the guest's code from `gpa` to the end of its page, and the start of page `next`.
@@ -163,8 +172,7 @@ impl EngineVcpu {
             match shared.isa.lift(&request, &mut self.block) {
                 Ok(()) => {}
                 Err(LiftError::NeedNextPage) => {
-                    let second = (pc & !(PAGE - 1)).wrapping_add(PAGE);
-                    next = Some(self.code_gpa(second)?);
+                    next = Some(self.code_gpa(next_page(pc))?);
                     continue;
                 }
             }

@@ -271,8 +271,8 @@ pub trait Isa: Send + Sync {
     fn raise(&self, cpu: &mut Cpu<'_>, exception: Exception);
     /// Takes the most urgent enabled interrupt, if one is pending; [`Cpu::pc`] is that of the next instruction.
     fn take_interrupt(&self, cpu: &mut Cpu<'_>) -> bool;
-    /// True if the vCPU has a reason to end a wait for interrupts.
-    fn wakes(&self, slots: &[u64], env: &dyn CpuEnv) -> bool;
+    /// True if the vCPU has a reason to end a wait for interrupts. May take messages into the state.
+    fn wakes(&self, slots: &mut [u64], env: &mut dyn CpuEnv) -> bool;
     /// All registers for a dump.
     fn registers(&self, slots: &[u64], pc: u64) -> Vec<Register>;
 }

@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use crate::table::format::{Imm, Reg};
 use crate::table::{Row, rows};
 
 /// A decoded instruction.
@@ -87,22 +88,69 @@ fn bits_of_key(key: usize) -> (u32, u32) {
     }
 }
 
+/// What tells a row from others. It matches if the masked bits are right and, where `needed` has any, one of
+/// these is set.
+#[derive(Clone, Copy)]
+struct Matcher {
+    mask: u32,
+    bits: u32,
+    needed: u32,
+}
+
+/// A register's field: `(bits >> shift & mask) + base`.
+#[derive(Clone, Copy)]
+struct Field {
+    shift: u8,
+    mask: u8,
+    base: u8,
+}
+
+impl Field {
+    const fn of(reg: Reg) -> Self {
+        match reg {
+            Reg::Fixed(base) => Self { shift: 0, mask: 0, base },
+            Reg::At5(shift) => Self { shift, mask: 31, base: 0 },
+            Reg::At3(shift) => Self { shift, mask: 7, base: 8 },
+        }
+    }
+
+    #[inline(always)]
+    const fn extract(self, bits: u32) -> u8 {
+        (bits >> self.shift) as u8 & self.mask | self.base
+    }
+}
+
+/// A row's operands in a form that is quick to extract: no branches but the loop over the immediate's pieces.
+struct Operands {
+    row: &'static Row,
+    rd: Field,
+    rs1: Field,
+    rs2: Field,
+    imm: Imm,
+}
+
 /// Rows by key.
 struct Index {
-    /// Where the rows of a key begin in `rows`; they end where the next key's begin.
+    /// Where the rows of a key begin; they end where the next key's begin.
     starts: [u16; KEYS + 1],
-    rows: Vec<&'static Row>,
+    matchers: Vec<Matcher>,
+    operands: Vec<Operands>,
 }
 
 static INDEX: LazyLock<Index> = LazyLock::new(|| {
-    let mut index = Index { starts: [0; KEYS + 1], rows: Vec::new() };
+    let mut index = Index { starts: [0; KEYS + 1], matchers: Vec::new(), operands: Vec::new() };
     for k in 0..KEYS {
         let (mask, bits) = bits_of_key(k);
         let compressed = k >= COMPRESSED_KEYS;
         let possible =
             |r: &&Row| (r.bytes() == 2) == compressed && r.bits & r.mask & mask == bits & r.mask & mask;
-        index.rows.extend(rows().filter(possible));
-        index.starts[k + 1] = index.rows.len() as u16;
+        for row in rows().filter(possible) {
+            let f = row.format;
+            index.matchers.push(Matcher { mask: row.mask, bits: row.bits, needed: f.needed() });
+            let (rd, rs1, rs2) = (Field::of(f.rd), Field::of(f.rs1), Field::of(f.rs2));
+            index.operands.push(Operands { row, rd, rs1, rs2, imm: f.imm });
+        }
+        index.starts[k + 1] = index.matchers.len() as u16;
     }
     index
 });
@@ -132,21 +180,15 @@ impl Decoder {
     pub fn decode(self, word: u32) -> Decoded {
         let compressed = word & 3 != 3;
         let bits = if compressed { word & 0xffff } else { word };
+        let len = if compressed { 2 } else { 4 };
         let k = key(bits);
         let (from, to) = (usize::from(self.index.starts[k]), usize::from(self.index.starts[k + 1]));
-        let len = if compressed { 2 } else { 4 };
-        match self.index.rows[from..to].iter().find(|r| r.matches(bits)) {
-            Some(row) => {
-                let f = row.format;
-                Decoded {
-                    row: Some(row),
-                    bits,
-                    imm: f.imm.extract(bits),
-                    len,
-                    rd: f.rd.extract(bits),
-                    rs1: f.rs1.extract(bits),
-                    rs2: f.rs2.extract(bits),
-                }
+        let matches = |m: &Matcher| bits & m.mask == m.bits && (m.needed == 0 || bits & m.needed != 0);
+        match self.index.matchers[from..to].iter().position(matches) {
+            Some(at) => {
+                let o = &self.index.operands[from + at];
+                let (rd, rs1, rs2) = (o.rd.extract(bits), o.rs1.extract(bits), o.rs2.extract(bits));
+                Decoded { row: Some(o.row), bits, imm: o.imm.extract(bits), len, rd, rs1, rs2 }
             }
             None => Decoded { row: None, bits, imm: 0, len, rd: 0, rs1: 0, rs2: 0 },
         }

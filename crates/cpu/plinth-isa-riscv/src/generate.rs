@@ -292,7 +292,7 @@ impl Generator {
                 let target = (i + 1 + self.rng.below(JUMP) as usize).min(insns.len());
                 let distance = offsets[target] - offsets[i];
                 let all = if row.bytes() == 2 { 0xffff } else { u32::MAX };
-                let fields = row.format.imm.pieces.iter().fold(0, |m, p| m | ((1 << p.width) - 1) << p.from);
+                let fields = row.format.imm.bits();
                 // Every format of a jump reaches that far.
                 let distance = row.format.imm.insert(distance).unwrap_or_default();
                 bits = (bits & !fields | distance) & all;

@@ -8,6 +8,7 @@ use plinth_ir::{Access, AccessKind, Cpu, CpuEnv, Exception, HelperFn, HelperResu
 use plinth_vcpu::{IrqSink, Platform, StartState, SystemEvent, TlbFlush, VcpuControl, VcpuPower};
 
 use crate::mode::mmu;
+use crate::privileged::state::feature;
 use crate::privileged::{csr, interrupts, mmu as walk, trap};
 use crate::slots::{self, get, set};
 use crate::{CpuModel, Firmware, Riscv};
@@ -354,14 +355,46 @@ impl Hart {
 /// Fuzz targets: none may panic, whatever the data.
 pub mod fuzz {
     use super::*;
+    use crate::privileged::csr::number as n;
+
+    const CSRS: [u16; 24] = [
+        n::SSTATUS,
+        n::SIE,
+        n::SIP,
+        n::STIMECMP,
+        n::SISELECT,
+        n::SIREG,
+        n::STOPEI,
+        n::STOPI,
+        n::SATP,
+        n::FCSR,
+        n::MSTATUS,
+        n::MIDELEG,
+        n::MEDELEG,
+        n::MIE,
+        n::MIP,
+        n::MENVCFG,
+        n::MCOUNTINHIBIT,
+        n::MINSTRET,
+        n::PMPCFG0,
+        n::PMPCFG2,
+        n::PMPADDR0,
+        n::PMPADDR15,
+        n::STVEC,
+        n::MTVEC,
+    ];
 
     fn words(data: &[u8]) -> impl Iterator<Item = u64> {
         data.chunks_exact(8).filter_map(|c| c.try_into().ok().map(u64::from_le_bytes))
     }
 
     fn hart(data: &[u8]) -> Hart {
-        let is_guest = data.first().is_some_and(|b| b & 1 != 0);
-        Hart::new(if is_guest { Firmware::Guest } else { Firmware::BuiltIn })
+        let choice = data.first().copied().unwrap_or(0);
+        let mut hart = Hart::new(if choice & 1 != 0 { Firmware::Guest } else { Firmware::BuiltIn });
+        if choice & 2 != 0 {
+            hart.set(slots::FEATURES, hart.get(slots::FEATURES) | feature::AIA);
+        }
+        hart
     }
 
     fn probe(hart: &mut Hart, va: u64) {
@@ -393,9 +426,14 @@ pub mod fuzz {
         for word in words(data) {
             hart.env.now = hart.env.now.wrapping_add(word >> 40);
             hart.env.pins = word >> 48;
+            hart.env.messages.push((1, (word >> 12 & 0x1ff) as u32));
+            hart.env.messages.truncate(64);
             hart.set(slots::x((word >> 32 & 31) as u8), word.rotate_left(21));
             hart.set(slots::X0, 0);
             let (insn, va) = (word & 0xffff_ffff, word.rotate_left(9));
+            // Half of the instructions name a CSR of supervisor or machine mode that exists.
+            let known = CSRS[(word >> 24) as usize % CSRS.len()];
+            let insn = if word >> 59 & 1 == 0 { insn } else { insn & 0xf_ffff | u64::from(known) << 20 };
             let function = if word >> 60 < 9 { csr::csr } else { helpers[(word >> 60) as usize % 7] };
             if let HelperResult::Raise(e) = hart.helper(function, insn, va, word >> 20) {
                 hart.raise(e.code, e.value);
@@ -411,7 +449,7 @@ pub mod fuzz {
             let s = &hart.slots;
             assert!([0, 1, 3].contains(&get(s, slots::PRIVILEGE)));
             assert_eq!(get(s, slots::X0), 0);
-            std::hint::black_box(interrupts::wakes(s, &hart.env));
+            std::hint::black_box(interrupts::wakes(&mut hart.cpu()));
         }
     }
 

@@ -123,7 +123,10 @@ impl Isa for Riscv {
         let s = slots;
         s.fill(0);
         let built_in = if self.firmware == Firmware::BuiltIn { feature::SBI } else { 0 };
-        set(s, slots::FEATURES, self.model.features() | built_in);
+        // What the model has of the AIA is supervisor mode's: firmware of the guest's own would need machine
+        // mode's part.
+        let without = if built_in == 0 { feature::AIA } else { 0 };
+        set(s, slots::FEATURES, self.model.features() & !without | built_in);
         set(s, slots::MISA, self.model.misa());
         set(s, slots::MHARTID, u64::from(index));
         set(s, slots::MSTATUS, status::XL);
@@ -173,8 +176,8 @@ impl Isa for Riscv {
         interrupts::take(cpu)
     }
 
-    fn wakes(&self, slots: &[u64], env: &dyn CpuEnv) -> bool {
-        interrupts::wakes(slots, env)
+    fn wakes(&self, slots: &mut [u64], env: &mut dyn CpuEnv) -> bool {
+        interrupts::wakes(&mut Cpu { slots, pc: 0, insn_len: 0, env })
     }
 
     fn registers(&self, slots: &[u64], pc: u64) -> Vec<Register> {

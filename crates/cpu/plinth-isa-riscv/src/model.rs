@@ -19,7 +19,7 @@ pub const CACHE_BLOCK_BYTES: u32 = 64;
 
 /// Extensions of every model: the base's letters, then the others in the order of the naming conventions.
 const LETTERS: [&str; 6] = ["i", "m", "a", "f", "d", "c"];
-const EXTENSIONS: [&str; 26] = [
+const EXTENSIONS: [&str; 25] = [
     "zicbom",
     "zicbop",
     "zicboz",
@@ -45,7 +45,6 @@ const EXTENSIONS: [&str; 26] = [
     "zbb",
     "zbc",
     "zbs",
-    "sstc",
 ];
 const TRANSLATION: [&str; 3] = ["svadu", "svinval", "svnapot"];
 
@@ -54,13 +53,21 @@ const TRANSLATION: [&str; 3] = ["svadu", "svinval", "svnapot"];
 pub struct CpuModel {
     /// Page tables.
     pub paging: Paging,
+    /// Supervisor mode has the advanced interrupt architecture: an interrupt file with identities 1 to 255
+    /// for message-signalled interrupts (Ssaia). Needs [`crate::Firmware::BuiltIn`].
+    pub aia: bool,
 }
 
 impl CpuModel {
+    fn named_extensions(&self) -> impl Iterator<Item = &'static str> {
+        let aia = self.aia.then_some("ssaia");
+        EXTENSIONS.into_iter().chain(aia).chain(["sstc"]).chain(TRANSLATION)
+    }
+
     /// The device tree's `riscv,isa-extensions`.
     #[must_use]
     pub fn extensions(&self) -> Vec<&'static str> {
-        LETTERS.iter().chain(&EXTENSIONS).chain(&TRANSLATION).copied().collect()
+        LETTERS.into_iter().chain(self.named_extensions()).collect()
     }
 
     /// The device tree's `riscv,isa-base`.
@@ -73,7 +80,7 @@ impl CpuModel {
     #[must_use]
     pub fn isa_string(&self) -> String {
         let mut text = format!("rv64{}", LETTERS.concat());
-        for extension in EXTENSIONS.iter().chain(&TRANSLATION) {
+        for extension in self.named_extensions() {
             text.push('_');
             text.push_str(extension);
         }
@@ -98,11 +105,12 @@ impl CpuModel {
 
     /// The model's bits of [`crate::slots::FEATURES`].
     pub(crate) const fn features(&self) -> u64 {
-        match self.paging {
+        let paging = match self.paging {
             Paging::Sv39 => 0,
             Paging::Sv48 => feature::SV48,
             Paging::Sv57 => feature::SV48 | feature::SV57,
-        }
+        };
+        paging | if self.aia { feature::AIA } else { 0 }
     }
 }
 
@@ -119,5 +127,7 @@ mod tests {
             assert!(text.split('_').any(|part| part == *extension), "{extension}");
         }
         assert_eq!(model.misa(), 0x8000_0000_0014_112f);
+        assert!(!text.contains("ssaia"));
+        assert!(CpuModel { aia: true, ..model }.isa_string().contains("_ssaia_sstc_svadu"));
     }
 }

@@ -90,6 +90,10 @@ control_slots! {
     MCYCLE_OFFSET = "mcycle_offset",
     /// What `minstret` is ahead of the engine's count.
     MINSTRET_OFFSET = "minstret_offset",
+    /// What was last written to `minstret`.
+    MINSTRET_WRITTEN = "minstret_written",
+    /// Address of the instruction after that write; 1 once another has read the counter.
+    MINSTRET_READER = "minstret_reader",
     /// `stvec`.
     STVEC = "stvec",
     /// `sepc`.
@@ -122,14 +126,28 @@ control_slots! {
     VTYPE = "vtype",
     /// What the hart was made with; see [`crate::privileged::state::feature`].
     FEATURES = "features",
-    /// `miselect`.
-    MISELECT = "miselect",
     /// `siselect`.
     SISELECT = "siselect",
-    /// `mvien`.
-    MVIEN = "mvien",
-    /// `mvip`.
-    MVIP = "mvip",
+    /// `eidelivery` of the supervisor's interrupt file.
+    EIDELIVERY = "eidelivery",
+    /// `eithreshold` of the same.
+    EITHRESHOLD = "eithreshold",
+    /// Pending interrupts of the file: identities 0 to 63. The other three words follow.
+    EIP0 = "eip0",
+    /// See [`EIP0`].
+    EIP1 = "eip1",
+    /// See [`EIP0`].
+    EIP2 = "eip2",
+    /// See [`EIP0`].
+    EIP3 = "eip3",
+    /// Enabled interrupts of the file, likewise.
+    EIE0 = "eie0",
+    /// See [`EIE0`].
+    EIE1 = "eie1",
+    /// See [`EIE0`].
+    EIE2 = "eie2",
+    /// See [`EIE0`].
+    EIE3 = "eie3",
     /// `pmpcfg0`: entries 0..8.
     PMPCFG0 = "pmpcfg0",
     /// `pmpcfg2`: entries 8..16.

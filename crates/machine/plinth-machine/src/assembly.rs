@@ -36,7 +36,7 @@ pub struct Resources {
     pub cpu: Option<CpuModel>,
     /// Where machine-wide events go.
     pub events: EventSink,
-    /// Host sides of the serial lines, for the board's UARTs in order. Lines without one are not built.
+    /// Host sides of the serial lines, for the board's UARTs in order; the rest are connected to nothing.
     pub serials: Vec<Arc<dyn CharBackend>>,
     /// PCI functions, in the order of their slots.
     pub pci: Vec<Arc<dyn PciFunction>>,

@@ -4,10 +4,16 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 use crate::error::{AtPath, GuestError, Result};
+
+/// What the name of an unfinished file has behind that of the finished one.
+const PART: &str = ".part-";
+/// Longer than it takes from making a file to locking it.
+const JUST_NOW: Duration = Duration::from_secs(60);
 
 /// A folder of files that can be made again.
 #[derive(Debug, Clone)]
@@ -52,8 +58,9 @@ impl Pending {
     pub fn create(target: &Path) -> Result<Self> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        remove_leftovers(target);
         let mut name = target.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".part-{}-{number}", std::process::id()));
+        name.push(format!("{PART}{}-{number}", std::process::id()));
         let temporary = target.with_file_name(name);
         let file = File::options()
             .read(true)
@@ -62,6 +69,8 @@ impl Pending {
             .truncate(true)
             .open(&temporary)
             .at("creating", &temporary)?;
+        // The lock tells other processes that somebody still writes here; it ends with this process.
+        file.lock().at("locking", &temporary)?;
         Ok(Self { file, temporary, target: target.to_owned() })
     }
 
@@ -87,6 +96,28 @@ impl Drop for Pending {
     fn drop(&mut self) {
         // After a commit the name is gone; a leftover would only cost space.
         let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+/// Removes what processes that were killed have left of this file.
+fn remove_leftovers(target: &Path) {
+    let (Some(folder), Some(name)) = (target.parent(), target.file_name().and_then(|n| n.to_str())) else {
+        return;
+    };
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let file_name = entry.file_name();
+        let part = file_name.to_str().and_then(|n| n.strip_prefix(name)).and_then(|n| n.strip_prefix(PART));
+        // A file that was made just now may not be locked yet.
+        let old = || {
+            let made = entry.metadata().and_then(|m| m.modified());
+            made.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > JUST_NOW))
+        };
+        let abandoned = || old() && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());
+        if part.is_some_and(|p| p.bytes().all(|c| c.is_ascii_digit() || c == b'-')) && abandoned() {
+            // If it cannot be removed, it only costs space.
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -122,7 +153,29 @@ pub fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
+
+    #[test]
+    fn leftovers_go_and_living_files_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("disk");
+        let living = Pending::create(&target).unwrap();
+        let (now, before) = (SystemTime::now(), SystemTime::now() - JUST_NOW * 2);
+        living.file().set_modified(before).unwrap();
+        for (name, time, stays) in [
+            ("disk.part-1-0", before, false),
+            ("disk.part-1-1", now, true),
+            ("disk.part-x", before, true),
+            ("other.part-1-0", before, true),
+        ] {
+            File::create(dir.path().join(name)).unwrap().set_modified(time).unwrap();
+            let next = Pending::create(&target).unwrap();
+            assert_eq!(dir.path().join(name).exists(), stays, "{name}");
+            assert!(living.path().exists() && next.path().exists());
+        }
+    }
 
     #[test]
     fn files_appear_complete_or_not_at_all() {

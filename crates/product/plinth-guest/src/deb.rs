@@ -8,6 +8,7 @@ use std::path::Path;
 use crate::ar;
 use crate::control::{Stanza, stanzas};
 use crate::error::{AtPath, GuestError, Result};
+use crate::package::is_package_name;
 use crate::tree::{Meta, NAME_LIMIT, PATH_LIMIT, check_path};
 
 /// All control files of one package together.
@@ -130,8 +131,9 @@ fn read_control(input: impl Read) -> Result<Control> {
         }
         Ok(())
     })?;
-    if control.stanza.get("Package").is_none() {
-        return Err(malformed("it has no control file"));
+    // The name becomes part of file names.
+    if !control.stanza.get("Package").is_some_and(is_package_name) {
+        return Err(malformed("its control file names no package"));
     }
     Ok(control)
 }
@@ -259,7 +261,7 @@ pub(crate) mod tests {
         encoder.finish().unwrap()
     }
 
-    const CONTROL: &str = "Package: a\nVersion: 1\nArchitecture: all\n";
+    const CONTROL: &str = "Package: a-b\nVersion: 1\nArchitecture: all\n";
 
     /// A package with these data files.
     pub(crate) fn deb(control: &[(&str, &str)], data: &[(&str, &str)]) -> Vec<u8> {
@@ -291,7 +293,7 @@ pub(crate) mod tests {
             &[("./", ""), ("./usr/", ""), ("./usr/a", "hello"), ("./usr/b", "->../../etc")],
         );
         let (control, entries) = list(&bytes).unwrap();
-        assert_eq!(control.stanza.get("Package"), Some("a"));
+        assert_eq!(control.stanza.get("Package"), Some("a-b"));
         assert_eq!(control.files["postinst"].0, b"#!/bin/sh\n");
         assert_eq!(entries[0].0.path, b"");
         assert_eq!(entries[2].0.path, b"usr/a");
@@ -308,6 +310,7 @@ pub(crate) mod tests {
         }
         assert!(list(&deb(&[("x/control", CONTROL)], &[])).is_err());
         assert!(list(&deb(&[("conffiles", "")], &[])).is_err());
+        assert!(list(&deb(&[("control", "Package: ../x\n")], &[])).is_err());
     }
 
     #[test]

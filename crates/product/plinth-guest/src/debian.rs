@@ -26,7 +26,7 @@ use crate::setup::{Setup, Steps};
 use crate::tree::Meta;
 
 /// Counts up whenever the same spec gives another image, so that caches are built anew.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// The package that stands in for an initramfs generator: the initial file system comes from the host.
 const OWN_PACKAGE: &str = "plinth-guest";
 const OWN_PROVIDES: &str = "linux-initramfs-tool";
@@ -251,6 +251,7 @@ impl Builder<'_> {
         }
         let certificates = preset::certificates(&image, &mut tree, time)?;
         preset::enable_units(&image, &mut tree, &packages, time)?;
+        preset::hardware_database(&image, &mut tree, time)?;
         // The kernel's scripts make its tables and its initial file system: both are done.
         let done = |package: &Unpacked| {
             package.name().starts_with("linux-image-")

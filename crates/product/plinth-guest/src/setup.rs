@@ -16,6 +16,7 @@ const STAND_INS: &[(&str, &str)] = &[
     ("deb-systemd-helper", include_str!("scripts/bin/deb-systemd-helper")),
     ("dpkg-maintscript-helper", include_str!("scripts/bin/dpkg-maintscript-helper")),
     ("invoke-rc.d", include_str!("scripts/bin/invoke-rc.d")),
+    ("systemd-hwdb", include_str!("scripts/bin/systemd-hwdb")),
 ];
 const HERE: &str = "/usr/lib/plinth";
 /// The group that may read shadow files (base-passwd).
@@ -106,6 +107,13 @@ impl Setup<'_> {
             tree,
             "/etc/systemd/network/80-dhcp.network",
             "[Match]\nName=en* eth*\n\n[Network]\nDHCP=yes\n",
+        )?;
+        // An interpreted CPU, or a busy host, is slower than systemd's 90 seconds allow for: without this
+        // the console would have no login when its device is late.
+        self.file(
+            tree,
+            "/etc/systemd/system.conf.d/50-emulated.conf",
+            "[Manager]\nDefaultDeviceTimeoutSec=30min\nDefaultTimeoutStartSec=30min\n",
         )?;
         // An empty file means: a new identity at the first boot, but no interview of the user.
         self.file(tree, "/etc/machine-id", "")?;

@@ -52,9 +52,18 @@ impl Targets {
         (0..PAGE).contains(&offset) && self.bits[offset as usize / 128] >> (offset as u32 / 2 % 64) & 1 != 0
     }
 
-    /// True if one is in `from..=to`.
-    fn any_in(&self, from: i32, to: i32) -> bool {
-        (from..=to.min(PAGE - 1)).step_by(2).any(|o| self.contains(o))
+    /// The first one at or after `from`.
+    fn first_from(&self, from: i32) -> Option<i32> {
+        if !(0..PAGE).contains(&from) {
+            return None;
+        }
+        let (mut word, bit) = (from as usize / 128, from as u32 / 2 % 64);
+        let mut bits = self.bits[word] >> bit << bit;
+        while bits == 0 {
+            word += 1;
+            bits = *self.bits.get(word)?;
+        }
+        Some((word as u32 * 128 + bits.trailing_zeros() * 2) as i32)
     }
 }
 
@@ -89,7 +98,6 @@ fn scan(request: &LiftRequest<'_>) -> Result<Vec<Decoded>, LiftError> {
     let max = (request.max_insns as usize).clamp(1, MAX_INSNS);
     let mut insns = Vec::with_capacity(max.min(64));
     let mut targets = Targets::new();
-    let mut furthest = start;
     let mut at = start;
     while insns.len() < max && at < PAGE {
         let code = request.code.get((at - start) as usize..).unwrap_or_default();
@@ -105,9 +113,8 @@ fn scan(request: &LiftRequest<'_>) -> Result<Vec<Decoded>, LiftError> {
         at = next;
         if let Some(target) = flow.target {
             targets.insert(target);
-            furthest = furthest.max(target);
         }
-        if !flow.next && (furthest < at || !targets.any_in(at, at + MAX_GAP)) {
+        if !flow.next && targets.first_from(at).is_none_or(|t| t > at + MAX_GAP) {
             break;
         }
     }

@@ -4,10 +4,11 @@ use plinth_ir::{Cpu, HelperResult};
 
 use crate::mode::privilege;
 use crate::privileged::fence::FLUSH_ALL;
+use crate::privileged::imsic;
 use crate::privileged::interrupts::{self, irq};
 use crate::privileged::mmu::satp;
 use crate::privileged::state::{
-    clear_bits, envcfg, fp_on, misa_bit, mode_of, privilege_of, set_bits, status, vector_on,
+    clear_bits, envcfg, fp_on, has_aia, misa_bit, mode_of, privilege_of, set_bits, status, vector_on,
 };
 use crate::privileged::trap::{cause, illegal, next};
 use crate::privileged::{pmp, timer};
@@ -42,7 +43,11 @@ pub mod number {
     pub const STVAL: u16 = 0x143;
     pub const SIP: u16 = 0x144;
     pub const STIMECMP: u16 = 0x14d;
+    pub const SISELECT: u16 = 0x150;
+    pub const SIREG: u16 = 0x151;
+    pub const STOPEI: u16 = 0x15c;
     pub const SATP: u16 = 0x180;
+    pub const STOPI: u16 = 0xdb0;
     pub const MSTATUS: u16 = 0x300;
     pub const MISA: u16 = 0x301;
     pub const MEDELEG: u16 = 0x302;
@@ -96,6 +101,10 @@ const COUNTERS: u64 = 7;
 const INHIBITABLE: u64 = 5;
 /// Index of `cycle` among the counters.
 const COUNTER_CYCLE: u16 = 0;
+/// Index of `instret` among the counters.
+const COUNTER_INSTRET: u16 = 2;
+/// No instruction is at this address.
+const NOWHERE: u64 = 1;
 
 /// What a write changed beyond the register.
 #[derive(Clone, Copy, Default)]
@@ -172,15 +181,33 @@ fn read(cpu: &mut Cpu<'_>, number: u16) -> Option<u64> {
         n::SEPC => get(s, slots::SEPC),
         n::SCAUSE => get(s, slots::SCAUSE),
         n::STVAL => get(s, slots::STVAL),
-        n::SIP => interrupts::pending(s, cpu.env) & get(s, slots::MIDELEG),
+        n::SIP => {
+            imsic::receive(cpu);
+            interrupts::pending(cpu.slots, cpu.env) & get(cpu.slots, slots::MIDELEG)
+        }
         n::STIMECMP => is_stimecmp_accessible(s).then(|| get(s, slots::STIMECMP))?,
         n::SATP => {
             let trapped =
                 privilege_of(s) == privilege::SUPERVISOR && get(s, slots::MSTATUS) & status::TVM != 0;
             (!trapped).then(|| get(s, slots::SATP))?
         }
+        n::SISELECT | n::SIREG | n::STOPEI | n::STOPI => return read_aia(cpu, number),
         _ => return read_machine(cpu, number),
     })
+}
+
+/// Reads a CSR of the advanced interrupt architecture.
+fn read_aia(cpu: &mut Cpu<'_>, number: u16) -> Option<u64> {
+    if !has_aia(cpu.slots) {
+        return None;
+    }
+    imsic::receive(cpu);
+    match number {
+        n::SISELECT => Some(get(cpu.slots, slots::SISELECT)),
+        n::SIREG => imsic::read_selected(cpu.slots),
+        n::STOPEI => Some(imsic::top(cpu.slots)),
+        _ => Some(interrupts::top_for_supervisor(cpu.slots, cpu.env)),
+    }
 }
 
 /// Reads a CSR of machine mode.
@@ -200,11 +227,15 @@ fn read_machine(cpu: &mut Cpu<'_>, number: u16) -> Option<u64> {
         n::MEPC => get(s, slots::MEPC),
         n::MCAUSE => get(s, slots::MCAUSE),
         n::MTVAL => get(s, slots::MTVAL),
-        n::MIP => interrupts::pending(s, cpu.env),
+        n::MIP => {
+            imsic::receive(cpu);
+            interrupts::pending(cpu.slots, cpu.env)
+        }
         n::PMPCFG0 => get(s, slots::PMPCFG0),
         n::PMPCFG2 => get(s, slots::PMPCFG2),
         n::PMPADDR0..=n::PMPADDR15 => pmp::read_address(s, usize::from(number - n::PMPADDR0)),
-        n::MCYCLE | n::MINSTRET => counter(cpu, number - n::MCYCLE),
+        n::MCYCLE => counter(cpu, COUNTER_CYCLE),
+        n::MINSTRET => read_minstret(cpu),
         n::MHARTID => get(s, slots::MHARTID),
         n::MVENDORID => VENDOR_ID,
         n::MARCHID => ARCH_ID,
@@ -254,6 +285,12 @@ fn write(cpu: &mut Cpu<'_>, number: u16, value: u64, touched: u64) -> Option<Eff
             set(s, slots::SATP, new);
             return Some(if changed { CONTEXT } else { NO_EFFECT });
         }
+        n::SISELECT => set(s, slots::SISELECT, value & imsic::SELECT_MASK),
+        n::SIREG => {
+            imsic::write_selected(s, value)?;
+            return Some(INTERRUPTS);
+        }
+        n::STOPEI => imsic::claim(s),
         _ => return write_machine(cpu, number, value, touched),
     }
     Some(NO_EFFECT)
@@ -303,7 +340,12 @@ fn write_machine(cpu: &mut Cpu<'_>, number: u16, value: u64, touched: u64) -> Op
             cpu.env.flush_tlb(FLUSH_ALL);
             return Some(CONTEXT);
         }
-        n::MCYCLE | n::MINSTRET => write_counter(cpu, number - n::MCYCLE, value),
+        n::MCYCLE => write_counter(cpu, COUNTER_CYCLE, value),
+        n::MINSTRET => {
+            write_counter(cpu, COUNTER_INSTRET, value);
+            set(cpu.slots, slots::MINSTRET_WRITTEN, value);
+            set(cpu.slots, slots::MINSTRET_READER, cpu.pc.wrapping_add(4));
+        }
         n::MISA | n::MSECCFG | n::TSELECT..=n::TINFO => {}
         n::MHPMEVENT3..=n::MHPMEVENT31 | n::MHPMCOUNTER3..=n::MHPMCOUNTER31 => {}
         _ => return None,
@@ -396,6 +438,19 @@ fn counter(cpu: &Cpu<'_>, index: u16) -> u64 {
         1 => timer::time(cpu.env),
         _ => 0,
     }
+}
+
+/// `minstret`. The instruction after a write must find what was written (Volume II, 3.1.10, "mcycle and
+/// minstret"), however much the engine's count has grown meanwhile; from there on it counts.
+fn read_minstret(cpu: &mut Cpu<'_>) -> u64 {
+    let is_reader = get(cpu.slots, slots::MINSTRET_READER) == cpu.pc;
+    set(cpu.slots, slots::MINSTRET_READER, NOWHERE);
+    if is_reader {
+        let written = get(cpu.slots, slots::MINSTRET_WRITTEN);
+        write_counter(cpu, COUNTER_INSTRET, written);
+        return written;
+    }
+    counter(cpu, COUNTER_INSTRET)
 }
 
 fn write_counter(cpu: &mut Cpu<'_>, index: u16, value: u64) {

@@ -8,7 +8,7 @@ use plinth_ir::{Cpu, CpuEnv, HelperResult};
 
 use crate::mode::privilege;
 use crate::privileged::state::{privilege_of, status};
-use crate::privileged::{timer, trap};
+use crate::privileged::{imsic, timer, trap};
 use crate::slots::{self, get};
 
 /// Bits of `mip` and `mie` (3.1.9).
@@ -39,9 +39,9 @@ const INPUTS: u64 = irq::ALL & !irq::STI;
 /// Interrupts by priority, highest first (3.1.9).
 const PRIORITY: [u32; 6] = [11, 3, 7, 9, 1, 5];
 
-/// `mip`, without a look at the clock: a `stimecmp` that passed unnoticed is not in it.
+/// `mip`, without a look at the clock or at messages: a `stimecmp` that passed unnoticed is not in it.
 fn noticed(s: &[u64], env: &dyn CpuEnv) -> u64 {
-    get(s, slots::MIP) | (env.pins() & INPUTS)
+    get(s, slots::MIP) | (env.pins() & INPUTS) | if imsic::is_pending(s) { irq::SEI } else { 0 }
 }
 
 /// `mip`.
@@ -82,15 +82,26 @@ pub fn take(cpu: &mut Cpu<'_>) -> bool {
     if cpu.env.deadline_passed() {
         timer::refresh(cpu);
     }
+    imsic::receive(cpu);
     let Some((ready, to)) = takable(cpu.slots, noticed(cpu.slots, cpu.env)) else { return false };
     let Some(&number) = PRIORITY.iter().find(|&&n| ready >> n & 1 != 0) else { return false };
     trap::enter_interrupt(cpu, number, to);
     true
 }
 
+/// `stopi`: the number of the most urgent interrupt that is pending and enabled for supervisor mode, in bits
+/// 16 to 27, and its priority, which is always 1 (AIA specification, 5.4.2); 0 if there is none.
+#[must_use]
+pub fn top_for_supervisor(s: &[u64], env: &dyn CpuEnv) -> u64 {
+    let ready = pending(s, env) & get(s, slots::MIE) & get(s, slots::MIDELEG);
+    PRIORITY.iter().find(|&&n| ready >> n & 1 != 0).map_or(0, |&n| u64::from(n) << 16 | 1)
+}
+
 /// True if a wait for interrupts ends: one is pending and enabled in `mie`, whatever else masks it (3.3.3).
 #[must_use]
-pub fn wakes(s: &[u64], env: &dyn CpuEnv) -> bool {
+pub fn wakes(cpu: &mut Cpu<'_>) -> bool {
+    imsic::receive(cpu);
+    let (s, env) = (&*cpu.slots, &*cpu.env);
     let enabled = get(s, slots::MIE);
     noticed(s, env) & enabled != 0 || (enabled & irq::STI != 0 && timer::is_due(s, env))
 }
@@ -102,7 +113,7 @@ pub fn wfi(cpu: &mut Cpu<'_>, insn: u64, _: u64, _: u64) -> HelperResult {
     if own == privilege::USER || refused {
         return trap::illegal(insn);
     }
-    if !wakes(cpu.slots, cpu.env) {
+    if !wakes(cpu) {
         cpu.env.wait_for_interrupt();
     }
     trap::next(cpu)

@@ -5,6 +5,7 @@
 
 pub mod csr;
 pub mod fence;
+pub mod imsic;
 pub mod interrupts;
 pub mod mmu;
 pub mod pmp;

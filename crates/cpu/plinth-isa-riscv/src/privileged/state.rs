@@ -79,6 +79,8 @@ pub mod feature {
     pub const SV48: u64 = 1 << 1;
     /// `satp` accepts Sv57.
     pub const SV57: u64 = 1 << 2;
+    /// Supervisor mode has the advanced interrupt architecture, with an interrupt file (Ssaia).
+    pub const AIA: u64 = 1 << 3;
 }
 
 /// The bit of extension `letter` (upper case) in `misa`.
@@ -97,6 +99,12 @@ pub fn privilege_of(s: &[u64]) -> u32 {
 #[must_use]
 pub fn has_sbi(s: &[u64]) -> bool {
     get(s, slots::FEATURES) & feature::SBI != 0
+}
+
+/// True if supervisor mode has the advanced interrupt architecture.
+#[must_use]
+pub fn has_aia(s: &[u64]) -> bool {
+    get(s, slots::FEATURES) & feature::AIA != 0
 }
 
 /// True if `mstatus.FS` is not Off.

@@ -62,7 +62,7 @@ fn suspend(cpu: &mut Cpu<'_>, kind: u64, address: u64, opaque: u64) -> Outcome {
         }
         _ => return Outcome::Return(Err(Error::InvalidParam)),
     }
-    if !interrupts::wakes(cpu.slots, cpu.env) {
+    if !interrupts::wakes(cpu) {
         cpu.env.wait_for_interrupt();
     }
     if kind & 0xffff_ffff == RETENTIVE {

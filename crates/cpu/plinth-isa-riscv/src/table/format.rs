@@ -71,6 +71,12 @@ impl Imm {
         ((value << shift) as i32) >> shift
     }
 
+    /// The bits that hold it.
+    #[must_use]
+    pub fn bits(self) -> u32 {
+        self.pieces.iter().fold(0, |bits, p| bits | ((1 << p.width) - 1) << p.from)
+    }
+
     /// The bits that hold `value`; `None` if they cannot.
     #[must_use]
     pub fn insert(self, value: i32) -> Option<u32> {
@@ -79,6 +85,25 @@ impl Imm {
             bits |= (value as u32 >> p.to & ((1u32 << p.width) - 1)) << p.from;
         }
         (self.extract(bits) == value).then_some(bits)
+    }
+}
+
+impl Format {
+    /// The bits of which one must be set for [`Format::need`]; none if nothing is needed.
+    #[must_use]
+    pub fn needed(&self) -> u32 {
+        let field = |reg| match reg {
+            Reg::Fixed(_) => 0,
+            Reg::At5(lsb) => 31 << lsb,
+            Reg::At3(lsb) => 7 << lsb,
+        };
+        match self.need {
+            Need::Nothing => 0,
+            Need::Rd => field(self.rd),
+            Need::Rs1 => field(self.rs1),
+            Need::Rs2 => field(self.rs2),
+            Need::Imm => self.imm.bits(),
+        }
     }
 }
 

@@ -72,6 +72,12 @@ impl Hart {
         self.words[usize::from(slots::x(r))] = value;
     }
 
+    pub fn set_xs(&mut self, values: &[(u8, u64)]) {
+        for &(r, value) in values {
+            self.set_x(r, value);
+        }
+    }
+
     pub fn f(&self, r: u8) -> u64 {
         self.words[usize::from(slots::f(r))]
     }

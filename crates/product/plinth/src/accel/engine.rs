@@ -65,7 +65,7 @@ impl Accelerator for EngineAccelerator {
 fn riscv64(machine: &MachineContext) -> GuestCpu {
     let firmware = if machine.builtin_firmware { Firmware::BuiltIn } else { Firmware::Guest };
     // Three levels of page tables are the fastest to walk and what most hardware of this kind has.
-    let model = RiscvModel { paging: Paging::Sv39 };
+    let model = RiscvModel { paging: Paging::Sv39, aia: machine.board.name.ends_with("-aia") };
     let text = |name: &str, value: &str| (name.to_owned(), CpuProperty::Text(value.to_owned()));
     let block = |name: &str| (name.to_owned(), CpuProperty::Cell(CACHE_BLOCK_BYTES));
     let extensions = model.extensions().into_iter().map(str::to_owned).collect();

@@ -176,6 +176,24 @@ fn counters_can_be_set_and_stopped() {
 }
 
 #[test]
+fn minstret_is_read_back_by_the_next_instruction() {
+    let mut h = machine();
+    h.env.retired = 1000;
+    h.write(n::MINSTRET, 7);
+    h.pc += 4;
+    h.env.retired += 50;
+    assert_eq!(h.read(n::MINSTRET), Ok(7));
+    h.env.retired += 1;
+    assert_eq!(h.read(n::MINSTRET), Ok(8), "the same instruction again");
+    h.write(n::MINSTRET, 0);
+    h.env.retired += 1;
+    h.pc += 8;
+    assert_eq!(h.read(n::MINSTRET), Ok(1));
+    h.pc -= 4;
+    assert_eq!(h.read(n::MINSTRET), Ok(1));
+}
+
+#[test]
 fn floating_point_registers_need_the_unit() {
     let mut h = supervisor();
     for number in [n::FFLAGS, n::FRM, n::FCSR] {

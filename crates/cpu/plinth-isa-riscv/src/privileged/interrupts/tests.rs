@@ -134,9 +134,9 @@ fn the_timer_interrupts_when_its_time_has_come() {
     h.write(n::STIMECMP, 10);
     assert_eq!(h.env.deadline, 1000);
     h.env.now = 999;
-    assert!(!h.take_interrupt() && !wakes(&h.slots, &h.env));
+    assert!(!h.take_interrupt() && !wakes(&mut h.cpu()));
     h.env.now = 1000;
-    assert!(wakes(&h.slots, &h.env));
+    assert!(wakes(&mut h.cpu()));
     assert!(h.take_interrupt());
     assert_eq!(h.get(slots::SCAUSE), 1 << 63 | 5);
     // Taken or not, it is pending until the comparison changes.
