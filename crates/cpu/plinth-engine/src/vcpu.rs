@@ -96,6 +96,9 @@ impl EngineVcpu {
         }
         let isa = Arc::clone(&core.shared.isa);
         if core.waits {
+            if core.deadline <= core.shared.clock.now_ns() {
+                core.control.set_deadline_passed(true);
+            }
             if !isa.wakes(core.frame.slots(), core) {
                 let control = Arc::clone(&core.control);
                 let until = core.shared.clock.instant(core.deadline);
