@@ -3,7 +3,33 @@
 use std::sync::LazyLock;
 
 use crate::table::format::{Imm, Reg};
-use crate::table::{Row, rows};
+use crate::table::{Row, Sem, rows};
+
+/// Where control goes after an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// To the next instruction, or into an exception.
+    Next,
+    /// To the next one or to pc + immediate.
+    Branch,
+    /// To pc + immediate.
+    Jump,
+    /// Elsewhere.
+    Leave,
+}
+
+impl Flow {
+    const fn of(sem: Sem) -> Self {
+        match sem {
+            Sem::Branch(_) => Flow::Branch,
+            Sem::Jal => Flow::Jump,
+            Sem::Jalr | Sem::Ecall | Sem::Ebreak | Sem::SystemEnd(_) | Sem::TlbFence | Sem::FenceI => {
+                Flow::Leave
+            }
+            _ => Flow::Next,
+        }
+    }
+}
 
 /// A decoded instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +42,8 @@ pub struct Decoded {
     pub imm: i32,
     /// Bytes: 2 or 4.
     pub len: u8,
+    /// Where control goes.
+    pub flow: Flow,
     /// Destination register.
     pub rd: u8,
     /// First source register.
@@ -123,6 +151,7 @@ impl Field {
 /// A row's operands in a form that is quick to extract: no branches but the loop over the immediate's pieces.
 struct Operands {
     row: &'static Row,
+    flow: Flow,
     rd: Field,
     rs1: Field,
     rs2: Field,
@@ -148,7 +177,8 @@ static INDEX: LazyLock<Index> = LazyLock::new(|| {
             let f = row.format;
             index.matchers.push(Matcher { mask: row.mask, bits: row.bits, needed: f.needed() });
             let (rd, rs1, rs2) = (Field::of(f.rd), Field::of(f.rs1), Field::of(f.rs2));
-            index.operands.push(Operands { row, rd, rs1, rs2, imm: f.imm });
+            let flow = Flow::of(row.sem);
+            index.operands.push(Operands { row, flow, rd, rs1, rs2, imm: f.imm });
         }
         index.starts[k + 1] = index.matchers.len() as u16;
     }
@@ -188,9 +218,9 @@ impl Decoder {
             Some(at) => {
                 let o = &self.index.operands[from + at];
                 let (rd, rs1, rs2) = (o.rd.extract(bits), o.rs1.extract(bits), o.rs2.extract(bits));
-                Decoded { row: Some(o.row), bits, imm: o.imm.extract(bits), len, rd, rs1, rs2 }
+                Decoded { row: Some(o.row), bits, imm: o.imm.extract(bits), len, flow: o.flow, rd, rs1, rs2 }
             }
-            None => Decoded { row: None, bits, imm: 0, len, rd: 0, rs1: 0, rs2: 0 },
+            None => Decoded { row: None, bits, imm: 0, len, flow: Flow::Leave, rd: 0, rs1: 0, rs2: 0 },
         }
     }
 

@@ -18,8 +18,9 @@ pub enum Paging {
 pub const CACHE_BLOCK_BYTES: u32 = 64;
 
 /// Extensions of every model: the base's letters, then the others in the order of the naming conventions.
+/// Zacas is not among them: its instructions on words and double words are there, `amocas.q` is not.
 const LETTERS: [&str; 6] = ["i", "m", "a", "f", "d", "c"];
-const EXTENSIONS: [&str; 25] = [
+const EXTENSIONS: [&str; 24] = [
     "zicbom",
     "zicbop",
     "zicboz",
@@ -31,7 +32,6 @@ const EXTENSIONS: [&str; 25] = [
     "zihintpause",
     "zimop",
     "zaamo",
-    "zacas",
     "zalrsc",
     "zawrs",
     "zfa",

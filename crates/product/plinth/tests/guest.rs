@@ -165,11 +165,25 @@ fn piped_input_reaches_the_guest_and_a_signal_ends_the_run() {
         child.stdin.take().unwrap().write_all(b"some text q").unwrap();
         let (status, out, err) = wait(child);
         assert_eq!((status.code(), out.as_str(), err.as_str()), (Some(0), "some text q", ""), "{accel}");
-        let child = guest.command(accel, &[]).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(300));
-        let pid = rustix::process::Pid::from_child(&child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        assert_eq!(wait(child).0.code(), Some(128 + 15), "{accel}");
+        assert_eq!(terminated(guest.command(accel, &[])), Some(128 + 15), "{accel}");
+    }
+}
+
+/// Lets it run a while, sends SIGTERM, and gives its exit code.
+fn terminated(mut command: Command) -> Option<i32> {
+    let child = command.spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    wait(child).0.code()
+}
+
+#[test]
+fn a_guest_that_only_traps_runs_until_it_is_stopped() {
+    // Undefined instructions, and a trap vector of 0 where nothing is: an endless chain of faults.
+    let guest = Guest::new(&[0; 4]);
+    for accel in ACCELERATORS {
+        assert_eq!(terminated(guest.command(accel, &["-c", "2"])), Some(128 + 15), "{accel}");
     }
 }
 

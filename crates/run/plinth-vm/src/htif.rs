@@ -46,8 +46,8 @@ impl Htif {
                 htif.look();
             }
         });
-        timer.arm(timers.clock().now_ns() + LOOK_NS);
-        let _ = htif.timer.set(timer);
+        // In place before it is armed: the first look arms it again.
+        htif.timer.get_or_init(|| timer).arm(timers.clock().now_ns() + LOOK_NS);
         htif
     }
 

@@ -16,9 +16,8 @@ mod tests;
 use plinth_ir::{Block, LiftError, LiftRequest};
 
 use self::emit::Lifter;
-use crate::decode::{Decoded, Decoder};
+use crate::decode::{Decoded, Decoder, Flow};
 use crate::mode::RiscvMode;
-use crate::table::Sem;
 
 const PAGE: i32 = 4096;
 /// Bounds the temporaries of a block, of which an instruction takes at most 12.
@@ -67,37 +66,20 @@ impl Targets {
     }
 }
 
-/// Where control goes after an instruction.
-#[derive(Clone, Copy)]
-struct Flow {
-    /// Known target.
-    target: Option<i32>,
-    /// It may go on to the next instruction.
-    next: bool,
-}
-
-/// Flow of `d` at offset `at` from the page base.
-fn flow(d: &Decoded, at: i32) -> Flow {
-    let Some(row) = d.row else {
-        return Flow { target: None, next: false };
-    };
-    match row.sem {
-        Sem::Branch(_) => Flow { target: Some(at + d.imm), next: true },
-        Sem::Jal => Flow { target: Some(at + d.imm), next: false },
-        Sem::Jalr | Sem::Ecall | Sem::Ebreak | Sem::SystemEnd(_) | Sem::TlbFence | Sem::FenceI => {
-            Flow { target: None, next: false }
-        }
-        _ => Flow { target: None, next: true },
-    }
+/// The instructions of a region, and its branch targets.
+struct Region {
+    insns: Vec<Decoded>,
+    targets: Targets,
 }
 
 /// Decodes the instructions of the region.
-fn scan(request: &LiftRequest<'_>) -> Result<Vec<Decoded>, LiftError> {
+fn scan(request: &LiftRequest<'_>) -> Result<Region, LiftError> {
     let decoder = Decoder::new();
     let start = request.start as i32;
     let max = (request.max_insns as usize).clamp(1, MAX_INSNS);
     let mut insns = Vec::with_capacity(max.min(64));
     let mut targets = Targets::new();
+    let mut gaps = false;
     let mut at = start;
     while insns.len() < max && at < PAGE {
         let code = request.code.get((at - start) as usize..).unwrap_or_default();
@@ -109,16 +91,24 @@ fn scan(request: &LiftRequest<'_>) -> Result<Vec<Decoded>, LiftError> {
             break;
         }
         insns.push(d);
-        let flow = flow(&d, at);
-        at = next;
-        if let Some(target) = flow.target {
-            targets.insert(target);
+        if matches!(d.flow, Flow::Branch | Flow::Jump) {
+            targets.insert(at + d.imm);
         }
-        if !flow.next && targets.first_from(at).is_none_or(|t| t > at + MAX_GAP) {
-            break;
+        at = next;
+        if matches!(d.flow, Flow::Jump | Flow::Leave) {
+            if targets.first_from(at).is_none_or(|t| t > at + MAX_GAP) {
+                break;
+            }
+            gaps = true;
         }
     }
-    if insns.is_empty() { Err(LiftError::NeedNextPage) } else { Ok(insns) }
+    if insns.is_empty() {
+        return Err(LiftError::NeedNextPage);
+    }
+    if gaps {
+        targets = reachable_targets(&insns, start);
+    }
+    Ok(Region { insns, targets })
 }
 
 /// The targets of those branches that control can get to from the first instruction, at `start`.
@@ -131,12 +121,12 @@ fn reachable_targets(insns: &[Decoded], start: i32) -> Targets {
         for d in insns {
             live |= targets.contains(at);
             if live {
-                let flow = flow(d, at);
-                if let Some(target) = flow.target {
+                if matches!(d.flow, Flow::Branch | Flow::Jump) {
+                    let target = at + d.imm;
                     // Code before this place may come alive by a branch back.
                     again |= targets.insert(target) && target <= at;
                 }
-                live = flow.next;
+                live = matches!(d.flow, Flow::Next | Flow::Branch);
             }
             at += i32::from(d.len);
         }
@@ -151,9 +141,8 @@ fn reachable_targets(insns: &[Decoded], start: i32) -> Targets {
 /// # Errors
 /// [`LiftError::NeedNextPage`] if the code ends inside the first instruction.
 pub fn lift(request: &LiftRequest<'_>, out: &mut Block) -> Result<(), LiftError> {
-    let insns = scan(request)?;
+    let Region { insns, targets } = scan(request)?;
     let start = request.start as i32;
-    let targets = reachable_targets(&insns, start);
     let mut lifter = Lifter::new(RiscvMode::of(request.mode), out);
     let mut at = start;
     let mut live = true;
