@@ -201,8 +201,9 @@ impl Translator {
             self.asm.copy(RAX, cold.va);
         }
         let write = cold.kind == ColdKind::Store;
-        let at = self.check(RAX, cold.ty.bytes(), write, false);
-        self.addend();
+        self.asm.mov_imm(RDX, u64::from(cold.ty.bytes()) - 1);
+        self.asm.call_to(self.thunks.check[self.mode.data()][usize::from(write)]);
+        let miss = self.jcc_cold(Cc::Ne);
         let host = mem_index(RCX, RAX, 0, 0);
         let size = size_of_type(cold.ty).unwrap_or(Size::B8);
         if write {
@@ -216,6 +217,6 @@ impl Translator {
         }
         self.asm.zero(RCX);
         self.asm.jmp_back(cold.resume as usize);
-        at[0]
+        miss
     }
 }

@@ -15,11 +15,9 @@ use super::state::Opnd;
 use super::xmm::{LOAD32, LOAD64, STORE32, STORE64, View};
 use crate::asm::{Alu, Cc, Mem, RAX, RCX, RDX, Reg, Rm, Size, frame, mem, mem_index};
 use crate::frame::{Frame, TLB_ENTRIES, TlbEntry, mem_desc};
+use crate::thunks::TLB_MASK;
 
 const _: () = assert!(size_of::<TlbEntry>() == 32 && TLB_ENTRIES == 4096);
-
-/// Mask of a byte offset into a data TLB.
-const TLB_MASK: i32 = ((TLB_ENTRIES - 1) * size_of::<TlbEntry>()) as i32;
 
 /// What a TLB check leaves for an atomic operation.
 struct Checked {
