@@ -18,9 +18,10 @@ use plinth_ir::Layout;
 
 use crate::CodegenError;
 use crate::asm::{
-    Alu, Asm, Cc, R8, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, Reg, Rm, Size, frame, mem,
+    Alu, Asm, Cc, R8, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, Reg, Rm, Shift, Size,
+    frame, mem, mem_index,
 };
-use crate::frame::{Frame, Runtime, SLOTS, ThunkTable, exit, slot_offset};
+use crate::frame::{Frame, MMUS, Runtime, SLOTS, TLB_ENTRIES, ThunkTable, TlbEntry, exit, slot_offset};
 
 /// Registers that hold slots, for the hottest slot first. Those that cost a byte more as a base come last.
 pub(crate) const PINNED: [Reg; 12] = [RBX, RSI, RDI, R8, 9, 10, 11, R14, R15, RBP, R12, R13];
@@ -28,6 +29,9 @@ pub(crate) const PINNED: [Reg; 12] = [RBX, RSI, RDI, R8, 9, 10, 11, R14, R15, RB
 /// Where a call thunk finds its description, from the frame. Below `rsp`, but in the red zone, which signal
 /// handlers spare.
 pub(crate) const DESC_AT: i32 = -16;
+
+/// Mask of a byte offset into a data TLB.
+pub(crate) const TLB_MASK: i32 = ((TLB_ENTRIES - 1) * size_of::<TlbEntry>()) as i32;
 
 /// Registers that a System V callee preserves.
 const SAVED: [Reg; 6] = [RBP, RBX, R12, R13, R14, R15];
@@ -64,6 +68,9 @@ pub(crate) struct Thunks {
     pub attention_at: u64,
     /// Leaves with [`exit::LOOKUP`]; rax: guest address.
     pub lookup_at: u64,
+    /// TLB checks, by set of translations and whether for a write: of the access at rax, of edx + 1 bytes. The
+    /// zero flag says that it can be done; then rcx is the addend. rax stays.
+    pub check: [[u64; 2]; MMUS],
     /// 16-byte constants: see [`Constant`].
     pub constants: u64,
 }
@@ -120,6 +127,7 @@ pub(crate) fn build(
     b.enter();
     let leave = b.exits();
     b.calls(leave);
+    b.checks();
     Ok((b.asm.code().to_vec(), b.thunks))
 }
 
@@ -256,6 +264,31 @@ impl Builder<'_> {
         self.thunks.table.trap = self.label();
         self.call(runtime.trap as usize as u64, &[(RSI, RCX), (RDX, RAX)], false);
         self.leave_now(leave);
+    }
+
+    fn checks(&mut self) {
+        for mmu in 0..MMUS {
+            for (write, tag) in
+                [offset_of!(TlbEntry, read), offset_of!(TlbEntry, write)].into_iter().enumerate()
+            {
+                self.thunks.check[mmu][write] = self.label();
+                // Past the return address.
+                let tlb = 8 + (offset_of!(Frame, tlb) + mmu * size_of::<[TlbEntry; TLB_ENTRIES]>()) as i32;
+                let entry = |field: usize| Rm::M(mem_index(RSP, RCX, 0, tlb + field as i32));
+                let a = &mut self.asm;
+                a.lea(true, RDX, mem_index(RAX, RDX, 0, 0));
+                a.alu_imm(Alu::And, true, Rm::R(RDX), -4096);
+                a.alu(Alu::Or, Size::B8, RDX, Rm::M(frame(8 + (offset_of!(Frame, tokens) + 8 * mmu) as i32)));
+                // (va >> 12 ^ va >> 24), times the size of an entry.
+                a.rorx(true, RCX, Rm::R(RAX), 12);
+                a.alu(Alu::Xor, Size::B8, RCX, Rm::R(RAX));
+                a.shift_imm(Shift::Shr, true, RCX, 7);
+                a.alu_imm(Alu::And, false, Rm::R(RCX), TLB_MASK);
+                a.alu(Alu::Cmp, Size::B8, RDX, entry(tag));
+                a.load_extend(Size::B8, false, RCX, entry(offset_of!(TlbEntry, addend)));
+                a.ret();
+            }
+        }
     }
 
     /// Calls `function` after `moves` of (to, from); keeps all xmm registers if `keep_xmm`.

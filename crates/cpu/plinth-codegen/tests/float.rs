@@ -239,7 +239,7 @@ fn random_instruction(b: &mut BlockBuilder<'_>, random: &mut Random, all: &[(Op,
     let fslot = |r: &mut Random| Val::slot(FLOAT0 + r.below(6) as u16);
     let islot = |r: &mut Random| Val::slot([2, 3, 14][r.below(3) as usize]);
     // Slot 1 points into the RAM.
-    let disp = 4 * random.below(500) as i32;
+    let disp = 4 * if random.one_in(4) { random.below(500) } else { random.below(30) } as i32;
     match random.below(12) {
         0 => b.load(Ty::I64, 0, fslot(random), Val::slot(1), disp),
         1 => {
@@ -293,7 +293,7 @@ fn random_sequences_agree_with_the_interpreter() {
             let ty = random.pick(&[Ty::F32, Ty::F64]);
             vm.slots()[usize::from(FLOAT0) + i] = boxed(ty, value(&mut random, ty));
         }
-        vm.slots()[1] = RAM + 4096 - 1000;
+        vm.slots()[1] = RAM + 4096 - random.pick(&[1000, 60]);
         vm.slots()[2] = random.next();
         vm.slots()[3] = random.pick(&common::EDGES);
         let mut block = Block::default();

@@ -310,3 +310,25 @@ fn malformed_blocks_are_refused() {
         assert!(vm.try_translate(block).is_err(), "{block:?}");
     }
 }
+
+#[test]
+fn an_operand_in_memory_outlives_an_eviction() {
+    // The last use of a spilled temporary in an operation that needs a register which others live in.
+    let mut vm = Vm::new();
+    let mut block = Block::default();
+    let mut b = BlockBuilder::new(&mut block);
+    b.insn(0, 4);
+    let t: Vec<Val> = (0..4).map(|_| b.temp()).collect();
+    let c = b.constant(1 << 32);
+    b.bin(Code::Rotr, Ty::I32, t[0], Val::slot(8), Val::slot(14));
+    b.bin(Code::MulHiU, Ty::I64, t[1], t[0], c);
+    b.bin(Code::Rotl, Ty::I64, t[2], t[0], t[1]);
+    b.bin(Code::Rotr, Ty::I64, Val::slot(15), c, t[0]);
+    b.bin(Code::Sub, Ty::I64, t[3], t[1], t[2]);
+    b.un(Code::Mov, Ty::I64, Val::slot(3), t[3]);
+    b.exit(4);
+    (vm.slots()[8], vm.slots()[14]) = (0x0500_0000, 24);
+    vm.run(&block);
+    assert_eq!(vm.slots()[15], 1 << 27);
+    assert_eq!(vm.slots()[3], 0u64.wrapping_sub(5));
+}

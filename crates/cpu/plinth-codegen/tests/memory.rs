@@ -248,7 +248,7 @@ fn amo_operations() {
     let mut random = Random(9);
     for &amo in AmoOp::ALL {
         for ty in TYPES {
-            for round in 0..60 {
+            for round in 0..20 {
                 let mut vm = Vm::new();
                 if round % 2 == 0 {
                     vm.map_all();
@@ -417,4 +417,60 @@ fn fences_change_nothing() {
     });
     assert_eq!(vm.run(&blk), exit::DISPATCH);
     assert_eq!(vm.slots(), before);
+}
+
+/// Loads and stores that share checks, with the base at every distance from the end of a page.
+#[test]
+fn groups_of_accesses() {
+    for base in [1u16, 13] {
+        for back in (0..100).step_by(4) {
+            for maps in 0..4 {
+                let mut vm = Vm::new();
+                if maps & 1 != 0 {
+                    vm.map(0, true);
+                }
+                if maps & 2 != 0 {
+                    vm.map(1, true);
+                }
+                let va = RAM + 4096 - back;
+                vm.slots()[usize::from(base)] = va;
+                let read = |vm: &Vm, o: u64, n| vm.env.read(va + o, n).expect("in RAM");
+                let expected =
+                    [read(&vm, 16, 8), read(&vm, 0, 4), read(&vm, 60, 2), read(&vm, 24, 8), read(&vm, 8, 8)];
+                let blk = block(|b| {
+                    let s = Val::slot;
+                    b.load(Ty::I64, 0, s(2), s(base), 16);
+                    b.load(Ty::I32, 0, s(14), s(base), 0);
+                    // Between them whatever takes rcx.
+                    b.bin(Code::Rotl, Ty::I64, s(3), s(2), s(14));
+                    b.load(Ty::I16, 0, s(4), s(base), 60);
+                    b.store(Ty::I64, 0, s(base), 24, s(2));
+                    b.load(Ty::I64, 0, s(5), s(base), 24);
+                    b.store(Ty::I8, 0, s(base), 33, s(14));
+                    b.load(Ty::I64, 0, s(base), s(base), 8);
+                    // Off another address now.
+                    let c = b.constant(RAM + 8192);
+                    b.un(Code::Mov, Ty::I64, s(base), c);
+                    b.load(Ty::I64, 0, s(6), s(base), 16);
+                    b.store(Ty::I64, 0, s(base), 16, s(2));
+                });
+                let third = vm.env.read(RAM + 8192 + 16, 8).expect("in RAM");
+                assert_eq!(vm.run(&blk), exit::DISPATCH);
+                let s = vm.slots().to_vec();
+                assert_eq!([s[2], s[14], s[4]], expected[..3]);
+                assert_eq!(s[5], expected[0], "what was stored");
+                assert_eq!(s[6], third);
+                assert_eq!(vm.env.read(va + 24, 8), Some(expected[0]));
+                assert_eq!(vm.env.read(va + 33, 1), Some(expected[1] & 0xff));
+                assert_eq!(vm.env.read(RAM + 8192 + 16, 8), Some(expected[0]));
+                if maps == 3 {
+                    // Only what is itself across pages goes to the engine, and the third page.
+                    let across = |o: u64, n: u64| (va + o) / 4096 != (va + o + n - 1) / 4096;
+                    let loads = [(16, 8), (0, 4), (60, 2), (24, 8), (8, 8)];
+                    let slow = loads.iter().filter(|&&(o, n)| across(o, n)).count() as u32;
+                    assert_eq!(vm.env.calls[..2], [slow + 1, u32::from(across(24, 8)) + 1], "back {back}");
+                }
+            }
+        }
+    }
 }

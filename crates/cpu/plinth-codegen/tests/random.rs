@@ -65,7 +65,11 @@ impl Maker<'_, '_> {
     fn memory(&mut self) {
         let ty = self.random.pick(&[Ty::I8, Ty::I16, Ty::I32, Ty::I64]);
         let base = Val::slot(self.random.pick(&[1, 13]));
-        let disp = self.random.below(5000) as i32 - 500;
+        // Mostly close together, so that accesses form groups.
+        let disp = match self.random.below(4) {
+            0 => self.random.below(5000) as i32 - 500,
+            _ => self.random.below(150) as i32 - 20,
+        };
         let fl = self.random.pick(&[0, flags::SEXT]);
         match self.random.below(8) {
             0..=3 => {
@@ -117,13 +121,13 @@ impl Maker<'_, '_> {
 
     fn instruction(&mut self, at: u32, labels: &[LabelId]) {
         self.temps.clear();
-        match self.random.below(14) {
+        match self.random.below(18) {
             0..=5 => {
                 for _ in 0..1 + self.random.below(6) {
                     self.integer();
                 }
             }
-            6..=9 => {
+            6..=12 => {
                 if self.random.one_in(2) {
                     self.integer();
                 }
@@ -132,7 +136,7 @@ impl Maker<'_, '_> {
                     self.integer();
                 }
             }
-            10 => {
+            13 => {
                 if self.random.one_in(3) {
                     self.integer();
                 }
@@ -147,7 +151,7 @@ impl Maker<'_, '_> {
                     self.integer();
                 }
             }
-            11 => {
+            14 => {
                 let dst = Val::slot(self.random.pick(&DESTINATIONS));
                 let offset = self.random.next() as i32 >> 4;
                 self.b.pc_rel(dst, offset);
@@ -210,7 +214,8 @@ fn run_one(random: &mut Random, integer: &[(Code, Ty)], round: u32) {
     for i in 0..usize::from(ALL_SLOTS) {
         vm.slots()[i] = if random.one_in(2) { random.pick(&EDGES) } else { random.next() };
     }
-    vm.slots()[1] = RAM + 600 + random.below(200);
+    // Often just before the end of a page.
+    vm.slots()[1] = RAM + random.pick(&[600, 4096 - 120, 2 * 4096 - 60]) + random.below(100);
     // Now and then out of the RAM.
     vm.slots()[13] = RAM + random.below(RAM_BYTES as u64 - 4000);
     vm.slots()[8] = 30;

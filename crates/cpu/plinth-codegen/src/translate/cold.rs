@@ -1,5 +1,7 @@
 //! Stubs for what is rarely executed, after a region's body.
 
+use plinth_ir::Ty;
+
 use super::Translator;
 use super::int_special::movq_to_xmm;
 use super::state::Opnd;
@@ -47,6 +49,12 @@ pub(super) struct Cold {
     pub resume: u32,
     /// Where the guest address is, if not in rax.
     pub va: Reg,
+    /// What to add to it.
+    pub disp: i32,
+    /// The access belongs to a group: its cell, and whether it is the first.
+    pub group: Option<(u8, bool)>,
+    /// Type of the access.
+    pub ty: Ty,
     /// For the engine.
     pub desc: u64,
     pub b: Opnd,
@@ -71,6 +79,9 @@ impl Cold {
             at: [0; 2],
             resume: 0,
             va: RAX,
+            disp: 0,
+            group: None,
+            ty: Ty::I64,
             desc: 0,
             b: none,
             c: none,
@@ -113,10 +124,16 @@ impl Translator {
 
     fn memory_stub(&mut self, cold: &Cold) {
         let table = self.thunks.table;
+        let mut va = cold.va;
+        if cold.group.is_some() {
+            let miss = self.group_stub(cold);
+            self.asm.bind(miss as usize);
+            va = RAX;
+        }
         let [x, vector, ..] = cold.x;
         match cold.kind {
             ColdKind::Load => {
-                self.asm.copy(RAX, cold.va);
+                self.asm.copy(RAX, va);
                 self.asm.mov_imm(RCX, cold.desc);
                 self.asm.call_to(table.load);
                 if vector != 0 {
@@ -132,7 +149,7 @@ impl Translator {
                     self.asm.movups_store(frame(field::VECTOR), vector);
                 }
                 self.load_opnd(RDX, cold.b, true);
-                self.asm.copy(RAX, cold.va);
+                self.asm.copy(RAX, va);
                 self.asm.mov_imm(RCX, cold.desc);
                 self.asm.call_to(table.store);
             }
@@ -141,11 +158,15 @@ impl Translator {
                 self.asm.store(Size::B8, frame(DESC_AT), RDX);
                 self.load_opnd(RDX, cold.b, true);
                 self.load_opnd(RCX, cold.c, true);
-                self.asm.copy(RAX, cold.va);
+                self.asm.copy(RAX, va);
                 self.asm.call_to(table.atomic);
             }
         }
         self.reload_views(cold.reloads);
+        if cold.group.is_some() {
+            // What follows takes rcx for the group's addend.
+            self.asm.zero(RCX);
+        }
         self.asm.jmp_back(cold.resume as usize);
     }
 

@@ -27,6 +27,8 @@ impl Translator {
         self.state.end_insn();
         self.xmm.end_insn();
         self.xmm.drop_views();
+        self.groups.close_all();
+        self.state.addend_in_rcx = None;
         let Some(label) = self.labels.get_mut(id as usize) else { return };
         label.at = self.asm.pos() as u32;
         if label.loop_head {

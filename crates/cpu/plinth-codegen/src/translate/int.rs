@@ -506,6 +506,7 @@ impl Translator {
     /// A slot in memory got a value other than by [`Self::commit`].
     pub(super) fn slot_written(&mut self, slot: u16) {
         self.touched = true;
+        self.groups.slot_changed(slot);
         self.xmm.slot_changed(slot);
     }
 }

@@ -10,15 +10,14 @@ use plinth_ir::{AmoOp, Block, Code, Op, Ty, flags};
 
 use super::Translator;
 use super::cold::{Cold, ColdKind};
+use super::group::Access;
 use super::state::Opnd;
 use super::xmm::{LOAD32, LOAD64, STORE32, STORE64, View};
 use crate::asm::{Alu, Cc, Mem, RAX, RCX, RDX, Reg, Rm, Size, frame, mem, mem_index};
 use crate::frame::{Frame, TLB_ENTRIES, TlbEntry, mem_desc};
+use crate::thunks::TLB_MASK;
 
 const _: () = assert!(size_of::<TlbEntry>() == 32 && TLB_ENTRIES == 4096);
-
-/// Mask of a byte offset into a data TLB.
-const TLB_MASK: i32 = ((TLB_ENTRIES - 1) * size_of::<TlbEntry>()) as i32;
 
 /// What a TLB check leaves for an atomic operation.
 struct Checked {
@@ -81,6 +80,7 @@ impl Translator {
     /// offset. Gives the rel32 fields of jumps to the slow path; 0 for none.
     pub(super) fn check(&mut self, va: Reg, bytes: u32, write: bool, aligned: bool) -> [u32; 2] {
         let mut at = [0; 2];
+        self.state.addend_in_rcx = None;
         if aligned && bytes > 1 {
             self.asm.test_byte(va, (bytes - 1) as u8);
             at[1] = self.jcc_cold(Cc::Ne);
@@ -126,22 +126,13 @@ impl Translator {
         if let Some(slot) = op.dst.as_slot() {
             self.before_write(slot, 0);
         }
-        let va = self.address(op, block);
-        let at = self.check(va, op.ty.bytes(), false, op.flags & flags::ALIGNED != 0);
-        self.addend();
+        let access = self.access(ops, block, false);
         // The destination changes only when the access has succeeded.
         let d = op.dst.as_slot().and_then(|s| self.state.pin(s)).unwrap_or(RAX);
         let signed = op.flags & flags::SEXT != 0;
-        self.asm.load_extend(size, signed, d, Rm::M(mem_index(RCX, va, 0, 0)));
-        self.cold.push(Cold {
-            at,
-            resume: self.asm.pos() as u32,
-            va,
-            desc: self.describe(op),
-            result: d,
-            reloads: self.xmm.snapshot(),
-            ..Cold::new(ColdKind::Load)
-        });
+        self.asm.load_extend(size, signed, d, Rm::M(access.host()));
+        let cold = self.access_stub(op, &access, ColdKind::Load);
+        self.cold.push(Cold { result: d, ..cold });
         self.commit(op.dst, d);
         1
     }
@@ -162,21 +153,11 @@ impl Translator {
         };
         let slot = dst.as_slot().filter(|&s| self.state.is_float(s))?;
         self.before_write(slot, 0);
-        let va = self.address(op, block);
-        let at = self.check(va, op.ty.bytes(), false, op.flags & flags::ALIGNED != 0);
-        self.addend();
+        let access = self.access(ops, block, false);
         let x = self.xmm();
-        let from = mem_index(RCX, va, 0, 0);
-        self.asm.vex(if boxed { LOAD32 } else { LOAD64 }, x, 0, Rm::M(from));
-        self.cold.push(Cold {
-            at,
-            resume: self.asm.pos() as u32,
-            va,
-            desc: self.describe(op),
-            x: [x, 0, 0, 0],
-            reloads: self.xmm.snapshot(),
-            ..Cold::new(ColdKind::Load)
-        });
+        self.asm.vex(if boxed { LOAD32 } else { LOAD64 }, x, 0, Rm::M(access.host()));
+        let cold = self.access_stub(op, &access, ColdKind::Load);
+        self.cold.push(Cold { x: [x, 0, 0, 0], ..cold });
         if boxed {
             self.box_to_slot(slot, x, false);
             return Some(2);
@@ -185,14 +166,27 @@ impl Translator {
         Some(1)
     }
 
-    pub(super) fn store(&mut self, op: &Op, block: &Block) {
+    /// The stub of an access that has just been emitted.
+    fn access_stub(&mut self, op: &Op, access: &Access, kind: ColdKind) -> Cold {
+        Cold {
+            at: access.at,
+            resume: self.asm.pos() as u32,
+            va: access.base,
+            disp: access.disp,
+            group: access.group,
+            ty: op.ty,
+            desc: self.describe(op),
+            reloads: self.xmm.snapshot(),
+            ..Cold::new(kind)
+        }
+    }
+
+    pub(super) fn store(&mut self, op: &Op, ops: &[Op], block: &Block) {
         let Some(size) = size_of_type(op.ty) else { return self.fail("a store of no integer") };
-        let va = self.address(op, block);
+        let access = self.access(ops, block, true);
         let value = self.src(op.b, block);
         self.state.done(op.b);
-        let at = self.check(va, op.ty.bytes(), true, op.flags & flags::ALIGNED != 0);
-        self.addend();
-        let to = mem_index(RCX, va, 0, 0);
+        let to = access.host();
         let view = op.b.as_slot().filter(|_| matches!(size, Size::B4 | Size::B8));
         let view = view.and_then(|s| self.xmm.find(s, |v| matches!(v, View::Full | View::Both)));
         match value {
@@ -215,15 +209,8 @@ impl Translator {
             }
         }
         self.touched = true;
-        self.cold.push(Cold {
-            at,
-            resume: self.asm.pos() as u32,
-            va,
-            desc: self.describe(op),
-            b: value,
-            reloads: self.xmm.snapshot(),
-            ..Cold::new(ColdKind::Store)
-        });
+        let cold = self.access_stub(op, &access, ColdKind::Store);
+        self.cold.push(Cold { b: value, ..cold });
     }
 
     /// The common start of atomics: checks for a write. Then the host address is in rcx.

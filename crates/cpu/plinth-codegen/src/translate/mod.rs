@@ -7,6 +7,7 @@
 mod cold;
 mod control;
 mod float;
+mod group;
 mod int;
 mod int_special;
 mod memory;
@@ -22,6 +23,7 @@ use crate::memory::{CodeAddress, CodeMemory};
 use crate::thunks::{self, Thunks};
 use crate::{CodegenError, Config};
 use cold::Cold;
+use group::Groups;
 use state::{NO_PIN, State};
 use xmm::XmmState;
 
@@ -90,6 +92,7 @@ pub struct Translator {
     asm: Asm,
     state: State,
     xmm: XmmState,
+    groups: Groups,
     thunks: Thunks,
     mode: Mode,
     labels: Vec<LabelState>,
@@ -127,6 +130,7 @@ impl Translator {
             asm: Asm::new(),
             state: State::new(pins, floats),
             xmm: XmmState::new(),
+            groups: Groups::default(),
             thunks: Thunks::default(),
             mode: Mode::default(),
             labels: Vec::new(),
@@ -193,6 +197,7 @@ impl Translator {
         self.labels.extend(block.labels.iter().map(|l| LabelState { inside: l.op.is_some(), ..unbound }));
         self.state.start(usize::from(block.temps));
         self.xmm.start();
+        self.groups.close_all();
         let temps = &mut self.state.temps;
         let mut count = |v: Val| {
             if let Some(t) = v.as_temp()
@@ -222,6 +227,7 @@ impl Translator {
     #[inline]
     fn operation(&mut self, block: &Block, ops: &[Op]) -> usize {
         self.asm.reserve(512);
+        self.state.begin_op();
         let mut op = ops[0];
         match op.code {
             Code::Insn => {
@@ -246,7 +252,7 @@ impl Translator {
                 return used;
             }
             Code::Load if op.ty != Ty::V128 => return self.load(&op, ops, block),
-            Code::Store if op.ty != Ty::V128 => self.store(&op, block),
+            Code::Store if op.ty != Ty::V128 => self.store(&op, ops, block),
             Code::Amo => self.amo(&op, block),
             Code::Cas => self.cas(&op, block),
             Code::LoadReserved => self.load_reserved(&op, block),

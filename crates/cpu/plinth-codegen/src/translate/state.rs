@@ -86,9 +86,18 @@ pub(super) struct State {
     aliases: Vec<u16>,
     /// Free spill cells.
     free_spills: u64,
+    /// Cells that are free from the next operation on: the current one may still read them.
+    freed: u64,
+    /// rcx is the content of this cell: the addend of an access group, or 0.
+    pub addend_in_rcx: Option<u8>,
 }
 
 const _: () = assert!(SPILLS == 64);
+
+/// Spill cells from this one on are for access groups.
+pub(super) const FIRST_GROUP_CELL: u8 = 56;
+/// The other cells.
+const ALL_SPILLS: u64 = (1 << FIRST_GROUP_CELL) - 1;
 
 pub(super) fn spill_cell(cell: u8) -> Mem {
     frame(std::mem::offset_of!(Frame, spills) as i32 + i32::from(cell) * 8)
@@ -106,7 +115,9 @@ impl State {
             temps: Vec::new(),
             owner: [NO_TEMP; 3],
             aliases: Vec::new(),
-            free_spills: u64::MAX,
+            free_spills: ALL_SPILLS,
+            freed: 0,
+            addend_in_rcx: None,
         }
     }
 
@@ -114,6 +125,7 @@ impl State {
     pub(super) fn start(&mut self, temps: usize) {
         self.temps.clear();
         self.temps.resize(temps, Temp { loc: Loc::None, uses: 0 });
+        self.addend_in_rcx = None;
         self.end_insn();
     }
 
@@ -122,7 +134,15 @@ impl State {
     pub(super) fn end_insn(&mut self) {
         self.owner = [NO_TEMP; 3];
         self.aliases.clear();
-        self.free_spills = u64::MAX;
+        self.free_spills = ALL_SPILLS;
+        self.freed = 0;
+    }
+
+    /// The next operation begins.
+    #[inline]
+    pub(super) fn begin_op(&mut self) {
+        self.free_spills |= self.freed;
+        self.freed = 0;
     }
 
     /// The register that `slot` lives in.
@@ -163,8 +183,13 @@ impl State {
     }
 
     /// Takes a scratch register that nobody owns, not in `avoid`.
-    pub(super) fn free_scratch(&self, avoid: u16) -> Option<Reg> {
-        (0..3).find(|&i| self.owner[i] == NO_TEMP && avoid >> SCRATCH[i] & 1 == 0).map(|i| SCRATCH[i])
+    pub(super) fn free_scratch(&mut self, avoid: u16) -> Option<Reg> {
+        let free = |&i: &usize| self.owner[i] == NO_TEMP && avoid >> SCRATCH[i] & 1 == 0;
+        let r = (0..3).find(free).map(|i| SCRATCH[i])?;
+        if r == RCX {
+            self.addend_in_rcx = None;
+        }
+        Some(r)
     }
 
     /// One use of `v` is done; after the last its place is free.
@@ -180,8 +205,8 @@ impl State {
                         self.owner[i] = NO_TEMP;
                     }
                 }
-                Loc::Spill(cell) => self.free_spills |= 1 << cell,
-                Loc::SpillPair(cell) => self.free_spills |= 3 << cell,
+                Loc::Spill(cell) => self.freed |= 1 << cell,
+                Loc::SpillPair(cell) => self.freed |= 3 << cell,
                 _ => {}
             }
             t.loc = Loc::None;
@@ -254,6 +279,9 @@ impl Translator {
     /// Spills what lives in scratch register `r`.
     pub(super) fn evict(&mut self, r: Reg) {
         let Some(i) = scratch_index(r) else { return };
+        if r == RCX {
+            self.state.addend_in_rcx = None;
+        }
         let owner = std::mem::replace(&mut self.state.owner[i], NO_TEMP);
         if owner == NO_TEMP {
             return;
@@ -346,6 +374,7 @@ impl Translator {
         self.claim_all();
         self.spill_xmm();
         self.xmm.drop_views();
+        self.groups.close_all();
     }
 
     pub(super) fn own(&mut self, r: Reg, temp: u16) {
@@ -421,6 +450,7 @@ impl Translator {
         }
         if let Some(slot) = dst.as_slot() {
             self.touched = true;
+            self.groups.slot_changed(slot);
             match self.state.pin(slot) {
                 Some(pin) => self.asm.copy(pin, r),
                 None if self.state.slot_exists(slot) => {

@@ -321,6 +321,7 @@ impl Translator {
         self.before_write(slot, 0);
         if let Some(pin) = self.state.pin(slot) {
             self.touched = true;
+            self.groups.slot_changed(slot);
             return self.asm.vex(movq_from_xmm(wide), r, 0, Rm::R(pin));
         }
         let to = self.slot_mem(slot);
