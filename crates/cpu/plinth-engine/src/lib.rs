@@ -72,8 +72,17 @@ impl Engine {
     /// # Errors
     /// [`Error::Codegen`]: this host cannot run translated code; [`Tier::Interpret`] needs nothing of it.
     pub fn new(parts: Parts, tier: Tier) -> Result<Self, Error> {
+        Self::with_code_memory(parts, tier, CODE_MEMORY)
+    }
+
+    /// An engine without vCPUs whose translations take `bytes` bytes at the most, within what host code can
+    /// reach; when they are full, all is translated anew.
+    ///
+    /// # Errors
+    /// See [`Engine::new`].
+    pub fn with_code_memory(parts: Parts, tier: Tier, bytes: usize) -> Result<Self, Error> {
         let memory = match tier {
-            Tier::Translate => Some(CodeMemory::new(CODE_MEMORY, parts.isa.layout(), &runtime::RUNTIME)?),
+            Tier::Translate => Some(CodeMemory::new(bytes, parts.isa.layout(), &runtime::RUNTIME)?),
             Tier::Interpret => None,
         };
         let shared = Arc::new(Shared::new(parts, tier, CodeCache::new(memory)));
