@@ -73,7 +73,7 @@ pub fn run(root: &Path, args: &[String]) -> Result<String, Vec<String>> {
         let mut run = Command::new(target_dir.join(&host).join("release").join(name));
         run.arg(format!("-max_total_time={}", options.seconds))
             .arg(format!("-artifact_prefix={}/", artifacts.display()))
-            .args(["-timeout=20", "-rss_limit_mb=2048", "-verbosity=0", "-print_final_stats=1"])
+            .args(["-timeout=20", "-rss_limit_mb=2048", "-verbosity=0", "-print_funcs=0"])
             .arg(&corpus);
         succeed(&format!("fuzz target {name}"), &mut run)?;
     }
