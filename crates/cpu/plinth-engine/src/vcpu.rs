@@ -79,18 +79,20 @@ impl EngineVcpu {
             core.handle(r);
         }
         core.control.done();
+        let is_off = found.power_off && found.start.is_none();
+        if let Some(start) = found.start {
+            self.reset_to(&start);
+        }
+        // The look has taken a start and a kick: nobody else remembers them, so they come before the gate.
+        if found.kicked {
+            return Err(VcpuExit::Kicked);
+        }
+        let core = &mut *self.core;
         if !core.shared.pass_gate(&core.control) {
             core.map.attention().store(1, std::sync::atomic::Ordering::SeqCst);
             return Ok(false);
         }
-        if found.kicked {
-            return Err(VcpuExit::Kicked);
-        }
-        if let Some(start) = found.start {
-            self.reset_to(&start);
-            return Ok(true);
-        }
-        if found.power_off {
+        if is_off {
             core.control.sleep(None, || false);
             return Ok(false);
         }
