@@ -26,6 +26,14 @@ const fn next_page(va: u64) -> u64 {
     (va & !(PAGE - 1)).wrapping_add(PAGE)
 }
 
+/// Why a lifted block was not registered.
+enum Refused {
+    /// The guest's code has changed since it was read, or its page is no longer marked.
+    Changed,
+    /// The code memory is full.
+    Full,
+}
+
 /// A vCPU that the engine runs.
 pub struct EngineVcpu {
     core: Box<Core>,
@@ -178,33 +186,32 @@ impl EngineVcpu {
                     continue;
                 }
             }
-            if let Some(body) = self.install(key, next) {
-                return Ok(body);
+            match self.install(key, next, &bytes) {
+                Ok(body) => return Ok(body),
+                Err(Refused::Changed) => {}
+                Err(Refused::Full) => self.drop_all_code(),
             }
-            self.drop_all_code();
         }
     }
 
-    /// Registers the lifted block. `None`: the code memory is full.
-    fn install(&mut self, key: Key, next: Option<u64>) -> Option<Body> {
+    /// Registers the block that was lifted from `bytes`.
+    fn install(&mut self, key: Key, next: Option<u64>, bytes: &[u8]) -> Result<Body, Refused> {
         let shared = Arc::clone(&self.core.shared);
         let mut cache = shared.code();
         let page = key.gpa & !(PAGE - 1);
-        for p in [Some(page), next].into_iter().flatten() {
-            // Code that was dropped since it was read may have taken the page's mark along.
-            if !shared.ram.is_code(p) {
-                drop(cache);
-                self.core.tlb.drop_jumps();
-                shared.protect_page(p, || self.core.tlb.protect(p));
-                return self.install(key, next);
-            }
+        // Who writes to marked pages stores first and then invalidates under the lock that is held here: what
+        // was stored since the bytes were read is seen now, or the block will be invalidated.
+        let is_marked = [Some(page), next].into_iter().flatten().all(|p| shared.ram.is_code(p));
+        let len = (self.block.len as usize).min(bytes.len());
+        if !is_marked || self.fetch(key.gpa, next)[..len] != bytes[..len] {
+            return Err(Refused::Changed);
         }
         let (entries, exits) = match (&mut self.translator, &mut cache.memory) {
             (Some(translator), Some(memory)) => {
                 let straddle = next.map(|n| Straddle { page: (n / PAGE) as u32 });
                 match translator.translate(&self.block, self.core.mode, straddle, memory) {
                     Ok(r) => (r.entries.into_iter().map(|(o, h)| (o, Body::Host(h))).collect(), r.exits),
-                    Err(CodegenError::Full) => return None,
+                    Err(CodegenError::Full) => return Err(Refused::Full),
                     // What the translator cannot do is interpreted.
                     Err(_) => self.interpreted(&shared),
                 }
@@ -212,7 +219,7 @@ impl EngineVcpu {
             _ => self.interpreted(&shared),
         };
         let entries: Vec<(u32, Body)> = entries;
-        let body = entries.first().map(|e| e.1.clone());
+        let body = entries.first().map(|e| e.1.clone()).ok_or(Refused::Full)?;
         cache.insert(NewUnit {
             mode: key.mode,
             gpa: key.gpa,
@@ -221,7 +228,7 @@ impl EngineVcpu {
             entries,
             exits,
         });
-        body
+        Ok(body)
     }
 
     /// The lifted block for the interpreter.
