@@ -252,6 +252,8 @@ impl EngineVcpu {
         });
         self.core.tlb.drop_jumps();
         self.core.enter_mode();
+        // The site of a pending link is gone.
+        self.core.map.attention().store(1, std::sync::atomic::Ordering::SeqCst);
     }
 
     /// Runs translated code once from the frame's `pc`.
@@ -264,13 +266,14 @@ impl EngineVcpu {
             _ => return self.run_interpreted().map(|()| None),
         };
         let core = &mut *self.core;
+        // Before the link: if all code was dropped meanwhile, `site` may be in somebody else's code by now.
+        if core.frame.wants_attention() {
+            return Ok(None);
+        }
         if let Some(site) = link {
             core.shared.code().link(site, Key { gpa, mode: core.mode.key });
         }
         core.tlb.fill_jump(pc, host);
-        if core.frame.wants_attention() {
-            return Ok(None);
-        }
         field!(core.frame, pc_page) = pc & !(PAGE - 1);
         core.in_code = true;
         // SAFETY: `host` is code that the translator made for this frame's layout, and nobody frees it while
