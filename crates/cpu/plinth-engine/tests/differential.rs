@@ -298,7 +298,7 @@ fn place(rng: &mut Rng, code_bytes: u64) -> (u64, u64) {
     }
     // Data has its own half.
     let half = u64::from(room) / 2;
-    let at = PLAYGROUND.start + (at - PLAYGROUND.start) % half & !1;
+    let at = (PLAYGROUND.start + (at - PLAYGROUND.start) % half) & !1;
     let data = PLAYGROUND.start + half + 0x2000 + u64::from(rng.below((half / ALIGN) as u32 - 256)) * ALIGN;
     (at, data.next_multiple_of(ALIGN))
 }
