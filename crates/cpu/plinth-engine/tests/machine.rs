@@ -91,7 +91,7 @@ fn code_that_the_guest_changes_is_run_anew() {
 
 #[test]
 fn code_that_a_device_changes_is_run_anew() {
-    const VALUES: i32 = 2000;
+    const VALUES: i32 = 300;
     for tier in TIERS {
         let mut m = bare(tier);
         let mut f = Asm::new(FUNCTION);
@@ -383,6 +383,55 @@ fn harts_that_flush_each_other_go_on() {
     }
 }
 
+#[test]
+fn code_that_another_hart_changes_is_run_anew_after_its_remote_fence() {
+    const VALUES: u64 = 500;
+    const RFENCE: u64 = 0x5246_4e43;
+    for tier in TIERS {
+        let mut m = Machine::new(tier, Firmware::BuiltIn, 2);
+        let mut f = Asm::new(FUNCTION);
+        f.imm("addi", A0, 0, 0);
+        ret(&mut f);
+        m.write(FUNCTION, &f.code);
+        // Hart 1 runs the function and tells what it returned.
+        let mut a = Asm::new(CODE);
+        a.li(S0, DATA);
+        a.li(T0, VALUES);
+        a.branch("beq", A0, 0, CODE + 0x100);
+        let top = a.here();
+        call(&mut a, FUNCTION);
+        a.store("sd", A0, S0, 0);
+        a.branch("bne", A0, T0, top);
+        exit_each(&mut a, A0);
+        m.write(CODE, &a.code);
+        // Hart 0 changes it and waits for the new value.
+        let mut a = Asm::new(CODE + 0x100);
+        a.li(18, FUNCTION);
+        a.li(19, li_a0(0).into());
+        a.li(20, 1 << 20);
+        a.li(T1, 0);
+        let top = a.here();
+        a.imm("addi", T1, T1, 1);
+        a.emit("add", 19, 19, 20, 0);
+        a.store("sw", 19, 18, 0);
+        a.li(A0, 2);
+        a.li(A1, 0);
+        a.li(16, 0);
+        a.li(17, RFENCE);
+        a.emit("ecall", 0, 0, 0, 0);
+        let wait = a.here();
+        a.imm("ld", T2, S0, 0);
+        a.branch("bne", T2, T1, wait);
+        a.branch("bne", T1, T0, top);
+        exit_each(&mut a, T1);
+        m.write(a.base, &a.code);
+        start_all(&mut m);
+        let mut exits = m.run_all();
+        exits.sort_unstable();
+        assert_eq!(exits, [(EXIT, VALUES), (EXIT + 16, VALUES)], "{tier:?}");
+    }
+}
+
 /// A machine with two harts and little code memory; `CODE` runs more code than that `times` times over, without
 /// end for 0, and leaves a sum in `a1`.
 fn crowded(times: u64) -> (Machine, u64) {
@@ -429,7 +478,7 @@ fn a_full_code_memory_is_begun_anew() {
 
 #[test]
 fn kicks_arrive_while_another_hart_drops_all_code() {
-    const KICKS: u32 = 500;
+    const KICKS: u32 = 400;
     let (mut m, _) = crowded(0);
     start_all(&mut m);
     let controls: Vec<_> = m.vcpus.iter().map(|v| v.control()).collect();
