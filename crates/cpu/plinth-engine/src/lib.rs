@@ -91,6 +91,15 @@ impl Engine {
         Ok(Self { shared })
     }
 
+    /// Writes a map of translated code to where `perf` looks for it: `perf-PID.map` in the folder for
+    /// temporary files. Symbols are guest virtual addresses.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn write_perf_map(&self) -> std::io::Result<()> {
+        self.shared.open_perf_map()
+    }
+
     /// Adds the next vCPU, off.
     ///
     /// # Errors
