@@ -2,6 +2,7 @@
 
 mod docs;
 mod layers;
+mod perf;
 mod spec;
 
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ Commands:
   layers   Check that crates import downwards only and that unsafe code is where it may be
   spec     Check that every promise in SPECIFICATION.md names a test that exists, or is pending
   docs     Check that every path that the documentation names exists
+  perf     Measure Plinth beside QEMU and write docs/performance.md; see `cargo xtask perf --help`
 ";
 
 fn main() -> ExitCode {
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
         Some("layers") => layers::check(&root),
         Some("spec") => spec::check(&root),
         Some("docs") => docs::check(&root),
+        Some("perf") => perf::run(&root, &args[1..]),
         Some("--help" | "-h" | "help") | None => {
             print!("{HELP}");
             return ExitCode::SUCCESS;
