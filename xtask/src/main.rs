@@ -1,6 +1,8 @@
 //! Automation of the project: `cargo xtask --help`.
 
 mod docs;
+mod fuzz;
+mod guest;
 mod layers;
 mod spec;
 
@@ -15,7 +17,9 @@ Usage: cargo xtask <COMMAND>
 Commands:
   layers   Check that crates import downwards only and that unsafe code is where it may be
   spec     Check that every promise in SPECIFICATION.md names a test that exists, or is pending
-  docs     Check that every path that the documentation names exists
+  docs     Check that the documentation's paths exist and its quotations are there
+  guest    Make the test guest, or find it in the cache, and print its parts: guest [ARCH]
+  fuzz     Run the fuzz targets, each for 60 seconds: fuzz [TARGET] [--seconds N]
 ";
 
 fn main() -> ExitCode {
@@ -25,6 +29,8 @@ fn main() -> ExitCode {
         Some("layers") => layers::check(&root),
         Some("spec") => spec::check(&root),
         Some("docs") => docs::check(&root),
+        Some("guest") => guest::run(&root, &args[1..]),
+        Some("fuzz") => fuzz::run(&root, &args[1..]),
         Some("--help" | "-h" | "help") | None => {
             print!("{HELP}");
             return ExitCode::SUCCESS;

@@ -14,7 +14,7 @@ pub const TLB_ENTRIES: usize = 4096;
 /// Entries of each code TLB.
 pub const CODE_TLB_ENTRIES: usize = 256;
 /// Entries of the jump cache.
-pub const JUMP_ENTRIES: usize = 4096;
+pub const JUMP_ENTRIES: usize = 32768;
 /// Sets of address translations.
 pub const MMUS: usize = 4;
 /// Bits of a TLB token: 1..=[`TOKEN_MAX`], in the low bits of a tag. 0 marks an empty entry.

@@ -39,6 +39,7 @@ pub struct Control {
     pins: AtomicU64,
     kicked: AtomicBool,
     deadline_passed: AtomicBool,
+    has_messages: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -60,6 +61,7 @@ impl Control {
             pins: AtomicU64::new(0),
             kicked: AtomicBool::new(false),
             deadline_passed: AtomicBool::new(false),
+            has_messages: AtomicBool::new(false),
             state: Mutex::new(State {
                 requests: Vec::new(),
                 queued: 0,
@@ -101,10 +103,25 @@ impl Control {
         self.notify();
     }
 
+    /// Whether the deadline has come since it was set.
+    pub fn deadline_passed(&self) -> bool {
+        self.deadline_passed.load(Ordering::SeqCst)
+    }
+
+    /// A new deadline is about to be armed, or has come already.
+    pub fn set_deadline_passed(&self, passed: bool) {
+        self.deadline_passed.store(passed, Ordering::SeqCst);
+    }
+
     pub fn take_messages(&self, file: u32) -> Vec<u32> {
+        if !self.has_messages.load(Ordering::SeqCst) {
+            return Vec::new();
+        }
         let mut s = self.lock();
+        self.has_messages.store(false, Ordering::SeqCst);
         let (mine, rest) = s.messages.drain(..).partition(|m| m.0 == file);
         s.messages = rest;
+        self.has_messages.fetch_or(!s.messages.is_empty(), Ordering::SeqCst);
         let mine: Vec<(u32, u32)> = mine;
         mine.into_iter().map(|m| m.1).collect()
     }
@@ -112,7 +129,6 @@ impl Control {
     /// The vCPU's own thread looks at everything that was asked of it, and is inside guest code from now on.
     pub fn look(&self) -> Found {
         self.frame.attention().store(0, Ordering::SeqCst);
-        self.deadline_passed.store(false, Ordering::SeqCst);
         let mut s = self.lock();
         s.outside = false;
         let requests = std::mem::take(&mut s.requests);
@@ -247,6 +263,7 @@ impl VcpuControl for Control {
         if !s.messages.contains(&(file, id)) {
             s.messages.push((file, id));
         }
+        self.has_messages.store(true, Ordering::SeqCst);
         drop(s);
         self.notify();
     }

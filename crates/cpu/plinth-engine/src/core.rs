@@ -194,7 +194,12 @@ impl CpuEnv for Core {
 
     fn set_deadline(&mut self, ns: u64) {
         self.deadline = ns;
+        self.control.set_deadline_passed(ns <= self.now_ns());
         self.timer.arm(ns);
+    }
+
+    fn deadline_passed(&self) -> bool {
+        self.control.deadline_passed()
     }
 
     fn pins(&self) -> u64 {

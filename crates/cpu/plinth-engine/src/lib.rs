@@ -72,14 +72,32 @@ impl Engine {
     /// # Errors
     /// [`Error::Codegen`]: this host cannot run translated code; [`Tier::Interpret`] needs nothing of it.
     pub fn new(parts: Parts, tier: Tier) -> Result<Self, Error> {
+        Self::with_code_memory(parts, tier, CODE_MEMORY)
+    }
+
+    /// An engine without vCPUs whose translations take `bytes` bytes at the most, within what host code can
+    /// reach; when they are full, all is translated anew.
+    ///
+    /// # Errors
+    /// See [`Engine::new`].
+    pub fn with_code_memory(parts: Parts, tier: Tier, bytes: usize) -> Result<Self, Error> {
         let memory = match tier {
-            Tier::Translate => Some(CodeMemory::new(CODE_MEMORY, parts.isa.layout(), &runtime::RUNTIME)?),
+            Tier::Translate => Some(CodeMemory::new(bytes, parts.isa.layout(), &runtime::RUNTIME)?),
             Tier::Interpret => None,
         };
         let shared = Arc::new(Shared::new(parts, tier, CodeCache::new(memory)));
         let sink: Arc<dyn CodeWriteSink> = Arc::<Shared>::clone(&shared);
         shared.ram.set_code_write_sink(&Arc::downgrade(&sink));
         Ok(Self { shared })
+    }
+
+    /// Writes a map of translated code to where `perf` looks for it: `perf-PID.map` in the folder for
+    /// temporary files. Symbols are guest virtual addresses.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn write_perf_map(&self) -> std::io::Result<()> {
+        self.shared.open_perf_map()
     }
 
     /// Adds the next vCPU, off.

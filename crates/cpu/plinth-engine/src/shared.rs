@@ -1,6 +1,8 @@
 //! What all vCPUs of a machine share.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::fs::File;
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use plinth_clock::{Clock, Timers};
 use plinth_ir::Isa;
@@ -33,6 +35,8 @@ pub struct Shared {
     pub tier: Tier,
     pub vcpus: RwLock<Vec<Arc<Control>>>,
     code: Mutex<CodeCache>,
+    /// Names of translated code for `perf`, if asked for.
+    perf_map: OnceLock<Mutex<File>>,
     /// Somebody drops all code: no vCPU enters any.
     stopping: Mutex<bool>,
     stopped: Condvar,
@@ -52,6 +56,7 @@ impl Shared {
             tier,
             vcpus: RwLock::default(),
             code: Mutex::new(code),
+            perf_map: OnceLock::new(),
             stopping: Mutex::new(false),
             stopped: Condvar::new(),
         }
@@ -59,6 +64,22 @@ impl Shared {
 
     pub fn code(&self) -> MutexGuard<'_, CodeCache> {
         self.code.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on names every translation in the file where `perf` looks for this process's.
+    pub fn open_perf_map(&self) -> io::Result<()> {
+        let path = std::env::temp_dir().join(format!("perf-{}.map", std::process::id()));
+        // The first file wins.
+        let _ = self.perf_map.set(Mutex::new(File::create(path)?));
+        Ok(())
+    }
+
+    /// Names the host code at `host`: a translation of the guest code at `gva`.
+    pub fn name_code(&self, host: u64, len: usize, gva: u64) {
+        let Some(map) = self.perf_map.get() else { return };
+        let mut file = map.lock().unwrap_or_else(PoisonError::into_inner);
+        // A name that is missing harms nobody but the profile.
+        let _ = writeln!(file, "{host:x} {len:x} guest_{gva:x}");
     }
 
     pub fn controls(&self) -> Vec<Arc<Control>> {

@@ -96,6 +96,9 @@ impl EngineVcpu {
         }
         let isa = Arc::clone(&core.shared.isa);
         if core.waits {
+            if core.deadline <= core.shared.clock.now_ns() {
+                core.control.set_deadline_passed(true);
+            }
             if !isa.wakes(core.frame.slots(), core) {
                 let control = Arc::clone(&core.control);
                 let until = core.shared.clock.instant(core.deadline);
@@ -176,7 +179,7 @@ impl EngineVcpu {
                     continue;
                 }
             }
-            if let Some(body) = self.install(key, next) {
+            if let Some(body) = self.install(pc, key, next) {
                 return Ok(body);
             }
             self.drop_all_code();
@@ -184,7 +187,7 @@ impl EngineVcpu {
     }
 
     /// Registers the lifted block. `None`: the code memory is full.
-    fn install(&mut self, key: Key, next: Option<u64>) -> Option<Body> {
+    fn install(&mut self, pc: u64, key: Key, next: Option<u64>) -> Option<Body> {
         let shared = Arc::clone(&self.core.shared);
         let mut cache = shared.code();
         let page = key.gpa & !(PAGE - 1);
@@ -194,14 +197,17 @@ impl EngineVcpu {
                 drop(cache);
                 self.core.tlb.drop_jumps();
                 shared.protect_page(p, || self.core.tlb.protect(p));
-                return self.install(key, next);
+                return self.install(pc, key, next);
             }
         }
         let (entries, exits) = match (&mut self.translator, &mut cache.memory) {
             (Some(translator), Some(memory)) => {
                 let straddle = next.map(|n| Straddle { page: (n / PAGE) as u32 });
                 match translator.translate(&self.block, self.core.mode, straddle, memory) {
-                    Ok(r) => (r.entries.into_iter().map(|(o, h)| (o, Body::Host(h))).collect(), r.exits),
+                    Ok(r) => {
+                        shared.name_code(r.code, r.len, pc);
+                        (r.entries.into_iter().map(|(o, h)| (o, Body::Host(h))).collect(), r.exits)
+                    }
                     Err(CodegenError::Full) => return None,
                     // What the translator cannot do is interpreted.
                     Err(_) => self.interpreted(&shared),

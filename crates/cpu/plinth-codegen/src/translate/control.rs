@@ -11,7 +11,7 @@ use crate::frame::{CODE_TLB_ENTRIES, CodeTlbEntry, Frame, JUMP_ENTRIES, JumpEntr
 use crate::thunks::field;
 
 const _: () = assert!(size_of::<CodeTlbEntry>() == 16 && CODE_TLB_ENTRIES == 256);
-const _: () = assert!(size_of::<JumpEntry>() == 16 && JUMP_ENTRIES == 4096);
+const _: () = assert!(size_of::<JumpEntry>() == 16 && JUMP_ENTRIES.is_power_of_two());
 
 /// Length of jmp rel32 up to its field, and of jcc rel32.
 const JMP_FIELD: usize = 1;
@@ -174,7 +174,7 @@ impl Translator {
         let a = &mut self.asm;
         a.alu_imm(Alu::Cmp, false, Rm::M(frame(field::ATTENTION)), 0);
         let attention = a.jcc(Cc::Ne);
-        // Address bits 1..13 select an entry of 16 bytes.
+        // The address without its lowest bit selects an entry of 16 bytes.
         a.rorx(false, RCX, Rm::R(RAX), 29);
         a.alu_imm(Alu::And, false, Rm::R(RCX), ((JUMP_ENTRIES - 1) * size_of::<JumpEntry>()) as i32);
         a.mov_load(true, RDX, frame(offset_of!(Frame, jump_token) as i32));

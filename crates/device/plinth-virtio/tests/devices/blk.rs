@@ -344,7 +344,7 @@ fn a_read_into_translated_code_is_told() {
     let told = Arc::new(Told(Mutex::default()));
     let mut d = Driver::new(Via::Mmio, &disk(), BlkConfig::default());
     let sink: Arc<dyn CodeWriteSink> = told.clone();
-    d.guest.ram.set_code_write_sink(&sink);
+    d.guest.ram.set_code_write_sink(&Arc::downgrade(&sink));
     d.guest.ram.set_code(DATA + 0x1000, true);
     d.request(0, 0, 0, &[(DATA, 4096, true)]);
     assert!(told.0.lock().unwrap().is_empty());

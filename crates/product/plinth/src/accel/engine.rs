@@ -31,16 +31,17 @@ static FRONT_ENDS: [FrontEnd; 1] = [FrontEnd { isa: "riscv64", make: riscv64 }];
 pub struct EngineAccelerator {
     front_end: &'static FrontEnd,
     tier: Tier,
+    perf_map: bool,
 }
 
 impl EngineAccelerator {
     /// `None` where the engine has no front end for `isa`, or cannot translate for this host.
-    pub fn new(isa: &Isa, tier: Tier) -> Option<Self> {
+    pub fn new(isa: &Isa, tier: Tier, perf_map: bool) -> Option<Self> {
         if tier == Tier::Translate && plinth_codegen::Config::detect().is_err() {
             return None;
         }
         let front_end = FRONT_ENDS.iter().find(|f| f.isa == isa.name)?;
-        Some(Self { front_end, tier })
+        Some(Self { front_end, tier, perf_map })
     }
 }
 
@@ -57,6 +58,9 @@ impl Accelerator for EngineAccelerator {
         let MachineContext { cpus, ram, bus, platform, timers, .. } = machine;
         let parts = Parts { isa, ram, bus, platform, timers };
         let engine = Engine::new(parts, self.tier).map_err(|e| e.to_string())?;
+        if self.perf_map {
+            engine.write_perf_map().map_err(|e| format!("cannot write a symbol map for perf: {e}"))?;
+        }
         let vcpus = (0..cpus).map(|_| engine.add_vcpu()).collect::<Result<_, _>>();
         Ok(Vcpus { vcpus: vcpus.map_err(|e| e.to_string())?, model })
     }

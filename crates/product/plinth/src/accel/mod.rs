@@ -26,12 +26,12 @@ struct Known {
 
 /// Best first.
 static KNOWN: [Known; 2] = [
-    Known { choice: AccelChoice::Engine, make: |isa, _| engine(isa, Tier::Translate) },
-    Known { choice: AccelChoice::Interp, make: |isa, _| engine(isa, Tier::Interpret) },
+    Known { choice: AccelChoice::Engine, make: |isa, options| engine(isa, Tier::Translate, options) },
+    Known { choice: AccelChoice::Interp, make: |isa, options| engine(isa, Tier::Interpret, options) },
 ];
 
-fn engine(isa: &Isa, tier: Tier) -> Option<Box<dyn Accelerator>> {
-    EngineAccelerator::new(isa, tier).map(|e| Box::new(e) as Box<dyn Accelerator>)
+fn engine(isa: &Isa, tier: Tier, options: AccelOptions) -> Option<Box<dyn Accelerator>> {
+    EngineAccelerator::new(isa, tier, options.perf_map).map(|e| Box::new(e) as Box<dyn Accelerator>)
 }
 
 /// The accelerator for a guest.
