@@ -16,6 +16,9 @@ const HEAD: &str = "\
 | what | unit | Plinth | QEMU | ratio | ratio of CPU time | wanted | met | rounds | load | date |
 |---|---|--:|--:|--:|--:|---|---|--:|--:|---|";
 
+/// The title of the line that follows the rows of the work in the guest.
+const MEAN: &str = "work in the guest, geometric mean";
+
 /// One round: a start of each emulator, one right after the other.
 pub type Round = BTreeMap<Emulator, Samples>;
 
@@ -84,7 +87,7 @@ pub fn lines(figure: &Figure, rounds: &[Round], date: &str) -> Vec<Line> {
         let mut cells: Vec<String> = ["", "", ""].map(String::from).to_vec();
         cells.extend([digits(wall), digits(mean(cpu)), format!("at least {WANTED}")]);
         cells.extend([answer(Some(wall >= WANTED)), rounds.len().to_string(), load, date.to_owned()]);
-        lines.push(Line { title: "work in the guest, geometric mean".into(), cells });
+        lines.push(Line { title: MEAN.into(), cells });
     }
     lines
 }
@@ -165,8 +168,12 @@ fn merge(old: &str, new: Vec<Line>, order: &[Figure]) -> Vec<Line> {
         .filter(|line| new.iter().all(|n| n.title != line.title))
         .collect();
     all.extend(new);
-    let titles: Vec<&str> = order.iter().flat_map(|f| f.rows.iter().map(|r| r.title)).collect();
-    // What is no row, such as the mean, stands at the end.
+    let mut titles = Vec::new();
+    for figure in order {
+        titles.extend(figure.rows.iter().map(|row| row.title));
+        titles.extend((figure.name == WORK).then_some(MEAN));
+    }
+    // Lines of figures that are no more stand at the end.
     all.sort_by_key(|line| titles.iter().position(|t| *t == line.title).unwrap_or(titles.len()));
     all
 }
@@ -185,7 +192,7 @@ fn surroundings(programs: &Programs, material: &Material) -> Result<String, Stri
         field("model name"),
         field("cpu family"),
         field("model\t"),
-        system.trim(),
+        system.trim().split('-').next().unwrap_or_default(),
         programs.version(Emulator::Plinth)?,
         programs.version(Emulator::Qemu)?,
         material.kernel_release
