@@ -4,6 +4,7 @@ mod docs;
 mod fuzz;
 mod guest;
 mod layers;
+mod perf;
 mod spec;
 
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ Commands:
   docs     Check that the documentation's paths exist and its quotations are there
   guest    Make the test guest, or find it in the cache, and print its parts: guest [ARCH]
   fuzz     Run the fuzz targets, each for 60 seconds: fuzz [TARGET] [--seconds N]
+  perf     Measure Plinth beside QEMU and write docs/performance.md; see `cargo xtask perf --help`
 ";
 
 fn main() -> ExitCode {
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         Some("docs") => docs::check(&root),
         Some("guest") => guest::run(&root, &args[1..]),
         Some("fuzz") => fuzz::run(&root, &args[1..]),
+        Some("perf") => perf::run(&root, &args[1..]),
         Some("--help" | "-h" | "help") | None => {
             print!("{HELP}");
             return ExitCode::SUCCESS;

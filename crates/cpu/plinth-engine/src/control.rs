@@ -205,24 +205,30 @@ impl Control {
     /// `caller` is the vCPU on whose thread this runs, if any: it counts as outside meanwhile, so that two
     /// vCPUs that ask each other do not wait for ever. Its own requests stay queued for its next look.
     pub fn request_and_wait(&self, request: Request, caller: Option<&Control>) {
-        if let Some(c) = caller {
-            c.set_outside();
+        let wait = || {
+            let mut s = self.lock();
+            if !s.requests.contains(&request) {
+                s.requests.push(request);
+            }
+            s.queued += 1;
+            let ticket = s.queued;
+            self.want_attention();
+            while s.done < ticket && !s.outside {
+                s = self.changed.wait(s).unwrap_or_else(PoisonError::into_inner);
+            }
+        };
+        match caller {
+            Some(c) => c.outside_while(wait),
+            None => wait(),
         }
-        let mut s = self.lock();
-        if !s.requests.contains(&request) {
-            s.requests.push(request);
-        }
-        s.queued += 1;
-        let ticket = s.queued;
+    }
+
+    /// Runs `f`, which waits for others, with the vCPU of this thread outside.
+    pub fn outside_while(&self, f: impl FnOnce()) {
+        self.set_outside();
+        f();
+        // It must look, and so be inside again, before it runs guest code.
         self.want_attention();
-        while s.done < ticket && !s.outside {
-            s = self.changed.wait(s).unwrap_or_else(PoisonError::into_inner);
-        }
-        drop(s);
-        if let Some(c) = caller {
-            // It must look, and so be inside again, before it runs guest code.
-            c.want_attention();
-        }
     }
 }
 

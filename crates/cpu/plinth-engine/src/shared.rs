@@ -40,6 +40,9 @@ pub struct Shared {
     /// Somebody drops all code: no vCPU enters any.
     stopping: Mutex<bool>,
     stopped: Condvar,
+    /// Pages that are marked as code while vCPUs may still store to them without notice.
+    protecting: Mutex<Vec<u64>>,
+    protected: Condvar,
 }
 
 impl Shared {
@@ -59,6 +62,8 @@ impl Shared {
             perf_map: OnceLock::new(),
             stopping: Mutex::new(false),
             stopped: Condvar::new(),
+            protecting: Mutex::default(),
+            protected: Condvar::new(),
         }
     }
 
@@ -150,16 +155,38 @@ impl Shared {
     /// Makes sure that no vCPU stores to page `gpa` without coming to the slow path. `tlb_protect` does it for
     /// the calling vCPU.
     pub fn protect_page(&self, gpa: u64, tlb_protect: impl FnOnce()) {
+        let me = current();
+        let mut protecting = self.protecting();
         if self.ram.set_code(gpa, true) {
+            if protecting.contains(&gpa) {
+                drop(protecting);
+                // Another vCPU has marked the page and still waits for stores without notice to end.
+                let wait = || drop(self.protected.wait_while(self.protecting(), |p| p.contains(&gpa)));
+                match &me {
+                    Some(m) => m.outside_while(wait),
+                    None => wait(),
+                }
+            }
             return;
         }
+        protecting.push(gpa);
+        drop(protecting);
         tlb_protect();
-        let me = current();
         for c in self.controls() {
             if !me.as_ref().is_some_and(|m| Arc::ptr_eq(m, &c)) {
                 c.request_and_wait(Request::ProtectPage(gpa), me.as_deref());
             }
         }
+        let mut protecting = self.protecting();
+        if let Some(at) = protecting.iter().position(|&p| p == gpa) {
+            protecting.swap_remove(at);
+        }
+        drop(protecting);
+        self.protected.notify_all();
+    }
+
+    fn protecting(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.protecting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

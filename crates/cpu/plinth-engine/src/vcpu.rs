@@ -26,6 +26,14 @@ const fn next_page(va: u64) -> u64 {
     (va & !(PAGE - 1)).wrapping_add(PAGE)
 }
 
+/// Why a lifted block was not registered.
+enum Refused {
+    /// The guest's code has changed since it was read, or its page is no longer marked.
+    Changed,
+    /// The code memory is full.
+    Full,
+}
+
 /// A vCPU that the engine runs.
 pub struct EngineVcpu {
     core: Box<Core>,
@@ -79,18 +87,20 @@ impl EngineVcpu {
             core.handle(r);
         }
         core.control.done();
+        let is_off = found.power_off && found.start.is_none();
+        if let Some(start) = found.start {
+            self.reset_to(&start);
+        }
+        // The look has taken a start and a kick: nobody else remembers them, so they come before the gate.
+        if found.kicked {
+            return Err(VcpuExit::Kicked);
+        }
+        let core = &mut *self.core;
         if !core.shared.pass_gate(&core.control) {
             core.map.attention().store(1, std::sync::atomic::Ordering::SeqCst);
             return Ok(false);
         }
-        if found.kicked {
-            return Err(VcpuExit::Kicked);
-        }
-        if let Some(start) = found.start {
-            self.reset_to(&start);
-            return Ok(true);
-        }
-        if found.power_off {
+        if is_off {
             core.control.sleep(None, || false);
             return Ok(false);
         }
@@ -179,26 +189,25 @@ impl EngineVcpu {
                     continue;
                 }
             }
-            if let Some(body) = self.install(pc, key, next) {
-                return Ok(body);
+            match self.install(pc, key, next, &bytes) {
+                Ok(body) => return Ok(body),
+                Err(Refused::Changed) => {}
+                Err(Refused::Full) => self.drop_all_code(),
             }
-            self.drop_all_code();
         }
     }
 
-    /// Registers the lifted block. `None`: the code memory is full.
-    fn install(&mut self, pc: u64, key: Key, next: Option<u64>) -> Option<Body> {
+    /// Registers the block that was lifted from `bytes`.
+    fn install(&mut self, pc: u64, key: Key, next: Option<u64>, bytes: &[u8]) -> Result<Body, Refused> {
         let shared = Arc::clone(&self.core.shared);
         let mut cache = shared.code();
         let page = key.gpa & !(PAGE - 1);
-        for p in [Some(page), next].into_iter().flatten() {
-            // Code that was dropped since it was read may have taken the page's mark along.
-            if !shared.ram.is_code(p) {
-                drop(cache);
-                self.core.tlb.drop_jumps();
-                shared.protect_page(p, || self.core.tlb.protect(p));
-                return self.install(pc, key, next);
-            }
+        // Who writes to marked pages stores first and then invalidates under the lock that is held here: what
+        // was stored since the bytes were read is seen now, or the block will be invalidated.
+        let is_marked = [Some(page), next].into_iter().flatten().all(|p| shared.ram.is_code(p));
+        let len = (self.block.len as usize).min(bytes.len());
+        if !is_marked || self.fetch(key.gpa, next)[..len] != bytes[..len] {
+            return Err(Refused::Changed);
         }
         let (entries, exits) = match (&mut self.translator, &mut cache.memory) {
             (Some(translator), Some(memory)) => {
@@ -208,7 +217,7 @@ impl EngineVcpu {
                         shared.name_code(r.code, r.len, pc);
                         (r.entries.into_iter().map(|(o, h)| (o, Body::Host(h))).collect(), r.exits)
                     }
-                    Err(CodegenError::Full) => return None,
+                    Err(CodegenError::Full) => return Err(Refused::Full),
                     // What the translator cannot do is interpreted.
                     Err(_) => self.interpreted(&shared),
                 }
@@ -216,7 +225,7 @@ impl EngineVcpu {
             _ => self.interpreted(&shared),
         };
         let entries: Vec<(u32, Body)> = entries;
-        let body = entries.first().map(|e| e.1.clone());
+        let body = entries.first().map(|e| e.1.clone()).ok_or(Refused::Full)?;
         cache.insert(NewUnit {
             mode: key.mode,
             gpa: key.gpa,
@@ -225,7 +234,7 @@ impl EngineVcpu {
             entries,
             exits,
         });
-        body
+        Ok(body)
     }
 
     /// The lifted block for the interpreter.
@@ -249,6 +258,8 @@ impl EngineVcpu {
         });
         self.core.tlb.drop_jumps();
         self.core.enter_mode();
+        // The site of a pending link is gone.
+        self.core.map.attention().store(1, std::sync::atomic::Ordering::SeqCst);
     }
 
     /// Runs translated code once from the frame's `pc`.
@@ -261,13 +272,14 @@ impl EngineVcpu {
             _ => return self.run_interpreted().map(|()| None),
         };
         let core = &mut *self.core;
+        // Before the link: if all code was dropped meanwhile, `site` may be in somebody else's code by now.
+        if core.frame.wants_attention() {
+            return Ok(None);
+        }
         if let Some(site) = link {
             core.shared.code().link(site, Key { gpa, mode: core.mode.key });
         }
         core.tlb.fill_jump(pc, host);
-        if core.frame.wants_attention() {
-            return Ok(None);
-        }
         field!(core.frame, pc_page) = pc & !(PAGE - 1);
         core.in_code = true;
         // SAFETY: `host` is code that the translator made for this frame's layout, and nobody frees it while

@@ -23,6 +23,11 @@ const PASSES: u64 = 3;
 const RUNS: usize = 2;
 /// Where handlers of exceptions are.
 const HANDLER: u64 = RAM;
+/// Sets `satp` to the scratch register and jumps to the counter's address.
+const TO_PAGED: u64 = RAM + 0x800;
+/// The root page table; behind it, a table for each of the first 2 GiB and leaf tables.
+const TABLES: u64 = RAM + 0x1000;
+const PAGE: u64 = 4096;
 /// Where code and data are.
 const PLAYGROUND: std::ops::Range<u64> = RAM + 0x1_0000..RAM + RAM_BYTES - 0x1_0000;
 
@@ -53,6 +58,8 @@ const EXTS: &[Ext] = &[
 enum Privilege {
     Machine,
     Supervisor,
+    /// Supervisor mode with page tables.
+    Paged,
     User,
 }
 
@@ -117,6 +124,45 @@ struct Side {
     machine: Machine,
 }
 
+/// The page behind the page at virtual address `va` of [`PLAYGROUND`] with page tables: neighbours are apart.
+fn physical(va: u64) -> u64 {
+    let pages = (PLAYGROUND.end - PLAYGROUND.start) / PAGE;
+    let n = (va - PLAYGROUND.start) / PAGE;
+    // 7 and the number of pages have no common factor.
+    PLAYGROUND.start + (n * 7 + 3) % pages * PAGE + va % PAGE
+}
+
+/// Sv39 tables: the playground as [`physical`] says, the rest where it is.
+fn put_tables(m: &Machine) {
+    const V: u64 = 1;
+    const RWX: u64 = 0xf;
+    let entry = |pa: u64, flags: u64| pa >> 12 << 10 | flags;
+    let [low, ram, first, second] = [1, 2, 3, 4].map(|n| TABLES + n * PAGE);
+    m.set_word(TABLES, entry(low, V));
+    m.set_word(TABLES + 8 * (RAM >> 30), entry(ram, V));
+    m.set_word(low + 8 * (EXIT >> 21), entry(EXIT, RWX));
+    m.set_word(ram, entry(first, V));
+    m.set_word(ram + 8, entry(second, V));
+    for va in (RAM..RAM + RAM_BYTES).step_by(PAGE as usize) {
+        let pa = if PLAYGROUND.contains(&va) { physical(va) } else { va };
+        m.set_word(first + (va - RAM) / PAGE * 8, entry(pa, RWX));
+    }
+}
+
+/// Pieces of `data` at `at` that each are in one page, by physical address.
+fn pieces(privilege: Privilege, at: u64, len: u64) -> Vec<(u64, std::ops::Range<usize>)> {
+    let mut out = Vec::new();
+    let mut done = 0;
+    while done < len {
+        let va = at + done;
+        let n = (PAGE - va % PAGE).min(len - done);
+        let pa = if privilege == Privilege::Paged { physical(va) } else { va };
+        out.push((pa, done as usize..(done + n) as usize));
+        done += n;
+    }
+    out
+}
+
 impl Side {
     fn new(tier: Tier, firmware: Firmware) -> Self {
         let machine = Machine::new(tier, firmware, 1);
@@ -124,18 +170,31 @@ impl Side {
         a.csrr(COUNTER, if firmware == Firmware::Guest { csr::MCAUSE } else { csr::SCAUSE });
         a.exit(COUNTER, EXIT + 8);
         machine.write(HANDLER, &a.code);
+        let mut a = Asm::new(TO_PAGED);
+        a.csrw(csr::SATP, SCRATCH);
+        a.imm("jalr", 0, COUNTER, 0);
+        machine.write(TO_PAGED, &a.code);
+        put_tables(&machine);
         Self { machine }
     }
 
     fn run(&mut self, case: &Case) -> Outcome {
         let m = &mut self.machine;
-        m.write(case.window - WINDOW_BYTES / 2, &case.data);
-        m.write(case.at, &case.code());
-        let exit = m.run(case.at, &case.registers);
+        let data = pieces(case.privilege, case.window - WINDOW_BYTES / 2, WINDOW_BYTES);
+        for (pa, range) in &data {
+            m.write(*pa, &case.data[range.clone()]);
+        }
+        let code = case.code();
+        for (pa, range) in pieces(case.privilege, case.at, code.len() as u64) {
+            m.write(pa, &code[range]);
+        }
+        let start = if case.privilege == Privilege::Paged { TO_PAGED } else { case.at };
+        let exit = m.run(start, &case.registers);
         let mut registers = m.vcpus[0].registers();
         // The address is anywhere in the loop at the end.
         registers.retain(|r| r.name != "pc");
-        Outcome { exit, registers, data: m.read(case.window - WINDOW_BYTES / 2, WINDOW_BYTES as usize) }
+        let data = data.iter().flat_map(|(pa, range)| m.read(*pa, range.len())).collect();
+        Outcome { exit, registers, data }
     }
 }
 
@@ -222,6 +281,10 @@ fn fill(case: &mut Case, rng: &mut Rng) {
         let pinned = r == usize::from(BASE) || r == usize::from(SP);
         case.registers.push((name, if pinned { case.window } else { rng.value() }));
     }
+    if case.privilege == Privilege::Paged {
+        case.registers[usize::from(SCRATCH) - 1].1 = 8 << 60 | TABLES >> 12;
+        case.registers[usize::from(COUNTER) - 1].1 = case.at;
+    }
     case.registers.extend(F_NAMES.into_iter().map(|name| (name, rng.value())));
     case.data = (0..WINDOW_BYTES / 8).flat_map(|_| rng.value().to_le_bytes()).collect();
 }
@@ -235,7 +298,7 @@ fn place(rng: &mut Rng, code_bytes: u64) -> (u64, u64) {
     }
     // Data has its own half.
     let half = u64::from(room) / 2;
-    let at = PLAYGROUND.start + (at - PLAYGROUND.start) % half & !1;
+    let at = (PLAYGROUND.start + (at - PLAYGROUND.start) % half) & !1;
     let data = PLAYGROUND.start + half + 0x2000 + u64::from(rng.below((half / ALIGN) as u32 - 256)) * ALIGN;
     (at, data.next_multiple_of(ALIGN))
 }
@@ -253,7 +316,8 @@ fn differential(seed: u64, insns: u64) -> (u64, u64) {
         let len = 1 + rng.below(100) as usize;
         let sequence = generator.sequence(len);
         let (at, window) = place(&mut rng, sequence.len() as u64 + 256);
-        let privilege = rng.pick(&[Privilege::Machine, Privilege::Supervisor, Privilege::User]);
+        let privilege =
+            rng.pick(&[Privilege::Machine, Privilege::Supervisor, Privilege::Paged, Privilege::User]);
         count += instructions(&sequence).len() as u64;
         let pair = if privilege == Privilege::Machine { &mut machine } else { &mut supervisor };
         let mut case =

@@ -3,8 +3,8 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use common::{Asm, DEVICE, EXIT, Machine, RAM, csr};
 use plinth_engine::{Engine, Tier};
@@ -91,33 +91,46 @@ fn code_that_the_guest_changes_is_run_anew() {
 
 #[test]
 fn code_that_a_device_changes_is_run_anew() {
+    const VALUES: i32 = 300;
     for tier in TIERS {
         let mut m = bare(tier);
         let mut f = Asm::new(FUNCTION);
-        f.imm("addi", A0, 0, 1);
+        f.imm("addi", A0, 0, 0);
         ret(&mut f);
         m.write(FUNCTION, &f.code);
         let mut a = program();
-        a.li(T0, 1);
+        a.li(T0, VALUES as u64);
+        a.li(S0, DATA);
         let top = a.here();
         call(&mut a, FUNCTION);
+        a.store("sd", A0, S0, 0);
         a.emit("fence.i", 0, 0, 0, 0);
-        a.branch("beq", A0, T0, top);
+        a.branch("bne", A0, T0, top);
         a.exit(A0, EXIT);
         m.write(CODE, &a.code);
         let ram = m.ram.clone();
         let exit = std::thread::scope(|scope| {
             scope.spawn(move || {
                 use plinth_memory::{Bytes, GuestAddress};
-                std::thread::sleep(Duration::from_millis(20));
-                ram.memory().write_slice(&li_a0(7).to_le_bytes(), GuestAddress(FUNCTION)).unwrap();
+                let memory = ram.memory();
+                for n in 1..=VALUES {
+                    // Again at once: the guest may be just where it translates what was there before.
+                    memory.write_slice(&li_a0(-n).to_le_bytes(), GuestAddress(FUNCTION)).unwrap();
+                    memory.write_slice(&li_a0(n).to_le_bytes(), GuestAddress(FUNCTION)).unwrap();
+                    let limit = Instant::now() + Duration::from_secs(10);
+                    while memory.read_obj::<u64>(GuestAddress(DATA)).unwrap() != n as u64 {
+                        assert!(Instant::now() < limit, "{tier:?}: value {n} is not seen");
+                        std::thread::yield_now();
+                    }
+                }
             });
             m.run(CODE, &[])
         });
-        assert_eq!(exit, (EXIT, 7), "{tier:?}");
+        assert_eq!(exit, (EXIT, VALUES as u64), "{tier:?}");
         // While it does not run.
-        m.write(FUNCTION, &li_a0(9).to_le_bytes());
-        assert_eq!(m.run(CODE, &[]), (EXIT, 9), "{tier:?}");
+        m.write(FUNCTION, &li_a0(-1).to_le_bytes());
+        m.write(FUNCTION, &li_a0(VALUES).to_le_bytes());
+        assert_eq!(m.run(CODE, &[]), (EXIT, VALUES as u64), "{tier:?}");
     }
 }
 
@@ -371,12 +384,61 @@ fn harts_that_flush_each_other_go_on() {
 }
 
 #[test]
-fn a_full_code_memory_is_begun_anew() {
+fn code_that_another_hart_changes_is_run_anew_after_its_remote_fence() {
+    const VALUES: u64 = 500;
+    const RFENCE: u64 = 0x5246_4e43;
+    for tier in TIERS {
+        let mut m = Machine::new(tier, Firmware::BuiltIn, 2);
+        let mut f = Asm::new(FUNCTION);
+        f.imm("addi", A0, 0, 0);
+        ret(&mut f);
+        m.write(FUNCTION, &f.code);
+        // Hart 1 runs the function and tells what it returned.
+        let mut a = Asm::new(CODE);
+        a.li(S0, DATA);
+        a.li(T0, VALUES);
+        a.branch("beq", A0, 0, CODE + 0x100);
+        let top = a.here();
+        call(&mut a, FUNCTION);
+        a.store("sd", A0, S0, 0);
+        a.branch("bne", A0, T0, top);
+        exit_each(&mut a, A0);
+        m.write(CODE, &a.code);
+        // Hart 0 changes it and waits for the new value.
+        let mut a = Asm::new(CODE + 0x100);
+        a.li(18, FUNCTION);
+        a.li(19, li_a0(0).into());
+        a.li(20, 1 << 20);
+        a.li(T1, 0);
+        let top = a.here();
+        a.imm("addi", T1, T1, 1);
+        a.emit("add", 19, 19, 20, 0);
+        a.store("sw", 19, 18, 0);
+        a.li(A0, 2);
+        a.li(A1, 0);
+        a.li(16, 0);
+        a.li(17, RFENCE);
+        a.emit("ecall", 0, 0, 0, 0);
+        let wait = a.here();
+        a.imm("ld", T2, S0, 0);
+        a.branch("bne", T2, T1, wait);
+        a.branch("bne", T1, T0, top);
+        exit_each(&mut a, T1);
+        m.write(a.base, &a.code);
+        start_all(&mut m);
+        let mut exits = m.run_all();
+        exits.sort_unstable();
+        assert_eq!(exits, [(EXIT, VALUES), (EXIT + 16, VALUES)], "{tier:?}");
+    }
+}
+
+/// A machine with two harts and little code memory; `CODE` runs more code than that `times` times over, without
+/// end for 0, and leaves a sum in `a1`.
+fn crowded(times: u64) -> (Machine, u64) {
     const FUNCTIONS: u64 = 300;
     const FIRST: u64 = RAM + 0x10_0000;
     const STRIDE: u64 = 0x804;
-    const TIMES: u64 = 40;
-    let mut m = Machine::make(Firmware::Guest, 2, |p| {
+    let m = Machine::make(Firmware::Guest, 2, |p| {
         Engine::with_code_memory(p, Tier::Translate, 64 << 10).unwrap()
     });
     // A chain of functions, each of which adds something of its own and jumps to the next.
@@ -394,7 +456,7 @@ fn a_full_code_memory_is_begun_anew() {
         m.write(f.base, &f.code);
     }
     let mut a = Asm::new(CODE);
-    a.li(T0, TIMES);
+    a.li(T0, times);
     a.li(T2, FIRST);
     let top = a.here();
     a.imm("jalr", RA, T2, 0);
@@ -402,9 +464,52 @@ fn a_full_code_memory_is_begun_anew() {
     a.branch("bne", T0, 0, top);
     exit_each(&mut a, A1);
     m.write(CODE, &a.code);
+    (m, times * 16 * (FUNCTIONS * (FUNCTIONS - 1) / 2))
+}
+
+#[test]
+fn a_full_code_memory_is_begun_anew() {
+    let (mut m, sum) = crowded(40);
     start_all(&mut m);
     let mut exits = m.run_all();
     exits.sort_unstable();
-    let sum = TIMES * 16 * (FUNCTIONS * (FUNCTIONS - 1) / 2);
     assert_eq!(exits, [(EXIT, sum), (EXIT + 16, sum)]);
+}
+
+#[test]
+fn kicks_arrive_while_another_hart_drops_all_code() {
+    const KICKS: u32 = 400;
+    let (mut m, _) = crowded(0);
+    start_all(&mut m);
+    let controls: Vec<_> = m.vcpus.iter().map(|v| v.control()).collect();
+    let returned = [AtomicU32::new(0), AtomicU32::new(0)];
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for (vcpu, returned) in m.vcpus.iter_mut().zip(&returned) {
+            let stop = &stop;
+            scope.spawn(move || {
+                while !stop.load(Ordering::SeqCst) {
+                    vcpu.run();
+                    returned.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        let mut lost = None;
+        'kicks: for n in 1..=KICKS {
+            for i in 0..2 {
+                controls[i].kick();
+                let limit = Instant::now() + Duration::from_secs(5);
+                while returned[i].load(Ordering::SeqCst) < n {
+                    if Instant::now() > limit {
+                        lost = Some((i, n));
+                        break 'kicks;
+                    }
+                    std::thread::yield_now();
+                }
+            }
+        }
+        stop.store(true, Ordering::SeqCst);
+        controls.iter().for_each(|c| c.kick());
+        assert_eq!(lost, None, "hart and number of a kick that was lost");
+    });
 }

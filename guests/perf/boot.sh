@@ -1,0 +1,1 @@
+# Nothing to do: the first line of the init is what is measured.

@@ -1,0 +1,3 @@
+# The host reads the memory of the process while the guest sleeps.
+echo PERF-IDLE
+sleep 20
