@@ -147,7 +147,7 @@ pub struct Frame {
     pub reserved_va: u64,
     /// What was loaded there.
     pub reserved_value: u64,
-    /// Temporaries that outlive the scratch registers.
+    /// Temporaries that outlive the scratch registers; the last eight are addends of pages that accesses share.
     pub spills: [u64; SPILLS],
     /// Host address of the site that left with [`exit::LINK`].
     pub site: u64,

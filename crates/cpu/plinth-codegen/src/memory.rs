@@ -38,7 +38,7 @@ unsafe impl Send for CodeMemory {}
 unsafe impl Sync for CodeMemory {}
 
 impl CodeMemory {
-    /// Maps `size` bytes (rounded up to pages) and writes the thunks for a guest with `layout`, which call
+    /// Maps `size` bytes (rounded up to pages; at least 64 KiB, at most 1 GiB) and writes the thunks for a guest with `layout`, which call
     /// `runtime`.
     ///
     /// # Errors

@@ -46,6 +46,7 @@ impl Block {
     }
 
     /// The constant that `v` names.
+    #[inline]
     #[must_use]
     pub fn const_of(&self, v: Val) -> Option<u64> {
         v.as_const().and_then(|i| self.consts.get(usize::from(i)).copied())

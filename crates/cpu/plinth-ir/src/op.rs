@@ -17,6 +17,7 @@ pub enum Ty {
 
 impl Ty {
     /// Bytes in memory.
+    #[inline]
     #[must_use]
     pub const fn bytes(self) -> u32 {
         match self {
@@ -29,6 +30,7 @@ impl Ty {
     }
 
     /// Bits.
+    #[inline]
     #[must_use]
     pub const fn bits(self) -> u32 {
         self.bytes() * 8
@@ -46,42 +48,49 @@ impl Val {
     const CONST: u16 = 0x8000;
 
     /// State slot `index` (below 0x4000).
+    #[inline]
     #[must_use]
     pub const fn slot(index: u16) -> Self {
         Val(index & 0x3fff)
     }
 
     /// Temporary `index` (below 0x4000).
+    #[inline]
     #[must_use]
     pub const fn temp(index: u16) -> Self {
         Val(Self::TEMP | (index & 0x3fff))
     }
 
     /// Constant `index` of the block's pool (below 0x4000).
+    #[inline]
     #[must_use]
     pub const fn constant(index: u16) -> Self {
         Val(Self::CONST | (index & 0x3fff))
     }
 
     /// The slot's index, if this is a slot.
+    #[inline]
     #[must_use]
     pub const fn as_slot(self) -> Option<u16> {
         if self.0 < Self::TEMP { Some(self.0) } else { None }
     }
 
     /// The temporary's index, if this is one.
+    #[inline]
     #[must_use]
     pub const fn as_temp(self) -> Option<u16> {
         if self.0 & 0xc000 == Self::TEMP { Some(self.0 & 0x3fff) } else { None }
     }
 
     /// The constant's index in the pool, if this is one.
+    #[inline]
     #[must_use]
     pub const fn as_const(self) -> Option<u16> {
         if self.0 & 0xc000 == Self::CONST { Some(self.0 & 0x3fff) } else { None }
     }
 
     /// True for [`Val::NONE`].
+    #[inline]
     #[must_use]
     pub const fn is_none(self) -> bool {
         self.0 == 0xffff
@@ -372,6 +381,7 @@ impl Code {
 
 impl Code {
     /// How many of `a`, `b` and `c` it reads. Those of a [`Code::Helper`] and a [`Code::Trap`] may be absent.
+    #[inline]
     #[must_use]
     pub const fn operands(self) -> u32 {
         use Code::*;
@@ -386,24 +396,28 @@ impl Code {
     }
 
     /// It always leaves the straight line.
+    #[inline]
     #[must_use]
     pub const fn leaves(self) -> bool {
         matches!(self, Code::Jmp | Code::JmpInd | Code::Exit | Code::Trap)
     }
 
     /// It accesses memory, or orders accesses.
+    #[inline]
     #[must_use]
     pub const fn is_memory(self) -> bool {
         Code::Load as u8 <= self as u8 && self as u8 <= Code::Fence as u8
     }
 
     /// It is a floating point operation.
+    #[inline]
     #[must_use]
     pub const fn is_float(self) -> bool {
         Code::FAdd as u8 <= self as u8 && self as u8 <= Code::FpFlagsSet as u8
     }
 
     /// It is a vector operation.
+    #[inline]
     #[must_use]
     pub const fn is_vector(self) -> bool {
         Code::VBin as u8 <= self as u8

@@ -1,6 +1,6 @@
 //! Accesses that share one TLB check.
 //!
-//! Within straight-line code, loads (or stores) off the same unchanged slot with displacements close together
+//! Within straight-line code, loads and stores off the same unchanged slot with displacements close together
 //! form a group. The first of them checks that all of the group's bytes are in one page that the TLB has,
 //! and leaves the page's addend in a cell of the frame; if they are not, the cell is 0. The others only look
 //! whether it is. A stub then checks for them alone, as it does for the first one.
@@ -27,6 +27,8 @@ const LOOKAHEAD: usize = 40;
 #[derive(Clone, Copy)]
 struct Group {
     base: Val,
+    /// It has loads, and stores.
+    read: bool,
     write: bool,
     /// Displacements: the first byte's, and the one after the last.
     lo: i32,
@@ -64,7 +66,8 @@ impl Groups {
 
     fn find(&self, op: &Op, write: bool) -> Option<u8> {
         let (lo, hi) = (op.aux, op.aux.checked_add(op.ty.bytes() as i32)?);
-        let fits = |g: &Group| g.base == op.a && g.write == write && g.lo <= lo && hi <= g.hi;
+        let allows = |g: &Group| if write { g.write } else { g.read };
+        let fits = |g: &Group| g.base == op.a && allows(g) && g.lo <= lo && hi <= g.hi;
         let i = self.open.iter().position(|g| g.as_ref().is_some_and(fits))?;
         Some(FIRST_GROUP_CELL + i as u8)
     }
@@ -96,27 +99,40 @@ impl Access {
     }
 }
 
-/// The bytes that `ops`' first access and others that may join it touch; `None` if none may.
-fn members(ops: &[Op], write: bool) -> Option<(i32, i32)> {
+/// The group of `ops`' first access and others that may join it; `None` if none may.
+fn members(ops: &[Op], write: bool) -> Option<Group> {
     let first = ops.first()?;
     if first.dst == first.a && !write {
         return None;
     }
-    let (mut lo, mut hi) = (first.aux, first.aux.checked_add(first.ty.bytes() as i32)?);
+    let hi = first.aux.checked_add(first.ty.bytes() as i32)?;
+    let mut group = Group { base: first.a, read: !write, write, lo: first.aux, hi };
     let mut found = false;
-    let code = if write { Code::Store } else { Code::Load };
+    let mut certain = true;
     for op in ops.iter().skip(1).take(LOOKAHEAD) {
-        if op.code == code && op.a == first.a && op.ty != Ty::V128 && op.flags & flags::ALIGNED == 0 {
-            let (l, h) = (lo.min(op.aux), hi.max(op.aux.saturating_add(op.ty.bytes() as i32)));
-            if h.saturating_sub(l) <= SPAN {
-                (lo, hi, found) = (l, h, true);
+        let (loads, stores) = (op.code == Code::Load, op.code == Code::Store);
+        // An access of the other kind makes the check stricter, so it must be sure to happen.
+        let joins = certain || (loads && group.read) || (stores && group.write);
+        if (loads || stores)
+            && joins
+            && op.a == first.a
+            && op.ty != Ty::V128
+            && op.flags & flags::ALIGNED == 0
+        {
+            let lo = group.lo.min(op.aux);
+            let hi = group.hi.max(op.aux.saturating_add(op.ty.bytes() as i32));
+            if hi.saturating_sub(lo) <= SPAN {
+                let (read, write) = (group.read || loads, group.write || stores);
+                group = Group { read, write, lo, hi, ..group };
+                found = true;
             }
         }
+        certain &= op.code != Code::Br;
         if matches!(op.code, Code::Label | Code::Helper) || op.code.leaves() || op.dst == first.a {
             break;
         }
     }
-    found.then_some((lo, hi))
+    found.then_some(group)
 }
 
 impl Translator {
@@ -129,8 +145,8 @@ impl Translator {
             if let Some(cell) = self.groups.find(op, write) {
                 return self.member(op, cell, block);
             }
-            if let Some((lo, hi)) = members(ops, write) {
-                return self.first_member(op, Group { base: op.a, write, lo, hi }, block);
+            if let Some(group) = members(ops, write) {
+                return self.first_member(op, group, block);
             }
         }
         let base = self.address(op, block);
@@ -177,7 +193,10 @@ impl Translator {
             self.asm.lea(true, RAX, mem(base, group.lo));
             low = RAX;
         }
-        let at = self.check(low, (group.hi - group.lo) as u32, group.write, false);
+        let mut at = self.check(low, (group.hi - group.lo) as u32, group.write, false);
+        if group.read && group.write {
+            at[1] = self.check_read();
+        }
         self.addend();
         let cell = self.groups.add(group);
         self.asm.store(Size::B8, spill_cell(cell), RCX);

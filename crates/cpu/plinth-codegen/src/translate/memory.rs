@@ -104,6 +104,13 @@ impl Translator {
         at
     }
 
+    /// After a check for a write: checks for a read as well.
+    pub(super) fn check_read(&mut self) -> u32 {
+        let tag = self.tlb(offset_of!(TlbEntry, read));
+        self.asm.alu(Alu::Cmp, Size::B8, RDX, Rm::M(mem_index(crate::asm::RSP, RCX, 0, tag)));
+        self.jcc_cold(Cc::Ne)
+    }
+
     /// After a check: rcx = the page's host address less its guest address.
     pub(super) fn addend(&mut self) {
         let addend = self.tlb(offset_of!(TlbEntry, addend));
