@@ -91,7 +91,8 @@ pub struct CodeCache {
     units: Vec<Option<Unit>>,
     /// Units by page address.
     pages: FastMap<u64, Vec<u32>>,
-    sites: FastMap<u64, ExitSite>,
+    /// All exits by site, and whether each is linked.
+    sites: FastMap<u64, (ExitSite, bool)>,
     /// How often everything was dropped.
     pub generation: u64,
 }
@@ -137,7 +138,7 @@ impl CodeCache {
             self.pages.entry(second).or_default().push(id);
         }
         for s in new.exits {
-            self.sites.insert(s.site, s);
+            self.sites.insert(s.site, (s, false));
         }
         let unit = Unit {
             mode: new.mode,
@@ -150,10 +151,18 @@ impl CodeCache {
         self.units.push(Some(unit));
     }
 
-    /// Makes the exit at `site` jump to the host code of `key` from now on.
-    pub fn link(&mut self, site: u64, key: Key) {
-        let (Some(entry), Some(exit)) = (self.entries.get(&key), self.sites.get(&site)) else { return };
+    /// Makes the exit at `site` jump to the host code of `key` from now on. One that is linked elsewhere (its
+    /// target page was another one then) changes only if the caller is `alone`: another vCPU could have
+    /// passed the check of the old page and take the new jump.
+    pub fn link(&mut self, site: u64, key: Key, alone: bool) {
+        let (Some(entry), Some((exit, linked))) = (self.entries.get(&key), self.sites.get_mut(&site)) else {
+            return;
+        };
         let Body::Host(host) = entry.body else { return };
+        if *linked && !alone {
+            return;
+        }
+        *linked = true;
         if let Some(unit) = self.units[entry.unit as usize].as_mut()
             && let Some(memory) = &mut self.memory
         {
@@ -204,7 +213,8 @@ impl CodeCache {
         }
         if let Some(memory) = &mut self.memory {
             for site in unit.incoming {
-                let Some(exit) = self.sites.get(&site) else { continue };
+                let Some((exit, linked)) = self.sites.get_mut(&site) else { continue };
+                *linked = false;
                 if let Some(literal) = exit.page_literal {
                     memory.patch_literal(literal, u32::MAX);
                 }

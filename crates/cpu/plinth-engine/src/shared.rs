@@ -87,6 +87,11 @@ impl Shared {
         let _ = writeln!(file, "{host:x} {len:x} guest_{gva:x}");
     }
 
+    /// The machine has one vCPU.
+    pub fn is_alone(&self) -> bool {
+        self.vcpus.read().unwrap_or_else(PoisonError::into_inner).len() == 1
+    }
+
     pub fn controls(&self) -> Vec<Arc<Control>> {
         self.vcpus.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

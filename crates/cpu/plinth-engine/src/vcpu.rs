@@ -277,7 +277,8 @@ impl EngineVcpu {
             return Ok(None);
         }
         if let Some(site) = link {
-            core.shared.code().link(site, Key { gpa, mode: core.mode.key });
+            let alone = core.shared.is_alone();
+            core.shared.code().link(site, Key { gpa, mode: core.mode.key }, alone);
         }
         core.tlb.fill_jump(pc, host);
         field!(core.frame, pc_page) = pc & !(PAGE - 1);
