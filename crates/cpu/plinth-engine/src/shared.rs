@@ -74,8 +74,15 @@ impl Shared {
     /// From now on names every translation in the file where `perf` looks for this process's.
     pub fn open_perf_map(&self) -> io::Result<()> {
         let path = std::env::temp_dir().join(format!("perf-{}.map", std::process::id()));
+        // The name can be guessed and the folder is everybody's: what is there is not written through, but
+        // replaced (an earlier process of this number has left it).
+        if let Err(e) = std::fs::remove_file(&path)
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            return Err(e);
+        }
         // The first file wins.
-        let _ = self.perf_map.set(Mutex::new(File::create(path)?));
+        let _ = self.perf_map.set(Mutex::new(File::create_new(path)?));
         Ok(())
     }
 
