@@ -56,6 +56,8 @@ struct Cpu {
 
 impl Vcpu for Cpu {
     fn run(&mut self) -> VcpuExit {
+        // A kick from before is for a run that has ended: it must not make this guest run twice.
+        self.control.kicked.store(false, Ordering::SeqCst);
         if let Some(exit) = (self.guest)(&self.context, &self.start) {
             return exit;
         }
