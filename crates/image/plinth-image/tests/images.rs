@@ -3,7 +3,8 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::path::PathBuf;
 
-use plinth_image::{Error, ErrorKind, Node, OpenOptions, Overlay, RawImage};
+use plinth_image::disk::{Disk, OpenOptions, Overlay, RawImage};
+use plinth_image::{Error, ErrorKind};
 
 const READ_WRITE: OpenOptions = OpenOptions { read_only: false, trust_raw: false };
 const READ_ONLY: OpenOptions = OpenOptions { read_only: true, trust_raw: false };
@@ -14,7 +15,7 @@ fn image(dir: &tempfile::TempDir, bytes: &[u8]) -> PathBuf {
     path
 }
 
-fn read(node: &dyn Node, offset: u64, len: usize) -> Vec<u8> {
+fn read(node: &dyn Disk, offset: u64, len: usize) -> Vec<u8> {
     let mut a = vec![1; len / 2];
     let mut b = vec![1; len - len / 2];
     node.read_at(offset, &mut [IoSliceMut::new(&mut a), IoSliceMut::new(&mut b)]).unwrap();
@@ -22,7 +23,7 @@ fn read(node: &dyn Node, offset: u64, len: usize) -> Vec<u8> {
     a
 }
 
-fn write(node: &dyn Node, offset: u64, data: &[u8]) -> Result<(), Error> {
+fn write(node: &dyn Disk, offset: u64, data: &[u8]) -> Result<(), Error> {
     let (a, b) = data.split_at(data.len() / 3);
     node.write_at(offset, &[IoSlice::new(a), IoSlice::new(&[]), IoSlice::new(b)])
 }

@@ -42,7 +42,7 @@ pub enum Entry {
 }
 
 enum Driver {
-    Ring(Ring),
+    Ring(Box<Ring>),
     Pool(Pool),
 }
 
@@ -88,8 +88,8 @@ impl Local {
         let event = Arc::new(crate::event::Event::new().expect("the host has eventfd"));
         let pool = || Driver::Pool(Pool::new(event.clone()));
         let driver = match backend {
-            Backend::Auto => Ring::new(event.clone()).map_or_else(|_| pool(), Driver::Ring),
-            Backend::Ring => Driver::Ring(Ring::new(event.clone()).expect("the host has io_uring")),
+            Backend::Auto => Ring::new(event.clone()).map_or_else(|_| pool(), |r| Driver::Ring(Box::new(r))),
+            Backend::Ring => Driver::Ring(Box::new(Ring::new(event.clone()).expect("the host has io_uring"))),
             Backend::Threads => pool(),
         };
         let unpark =

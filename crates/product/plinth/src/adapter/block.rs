@@ -3,10 +3,11 @@
 use std::io::{IoSlice, IoSliceMut};
 
 use plinth_device::{BlockBackend, BlockError, BlockErrorKind};
-use plinth_image::{Error, ErrorKind, Node};
+use plinth_image::disk::Disk;
+use plinth_image::{Error, ErrorKind};
 
 /// A disk of the guest.
-pub struct DiskBackend(pub Box<dyn Node>);
+pub struct DiskBackend(pub Box<dyn Disk>);
 
 fn convert(e: Error) -> BlockError {
     let kind = match e.kind {

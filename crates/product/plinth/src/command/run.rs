@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use plinth_image::{Node, OpenOptions, Overlay, RawImage};
+use plinth_image::disk::{Disk, OpenOptions, Overlay, RawImage};
 use plinth_machine::board::Board;
 use plinth_machine::{BootFile, BootSources, boards};
 use plinth_net::{UserNet, UserNetConfig};
@@ -131,7 +131,7 @@ fn boot_sources(args: &RunArgs) -> Result<BootSources> {
     })
 }
 
-fn open_disk(option: &DiskOption, snapshot: bool) -> Result<Box<dyn Node>> {
+fn open_disk(option: &DiskOption, snapshot: bool) -> Result<Box<dyn Disk>> {
     let read_only = option.read_only || snapshot;
     let image = RawImage::open(&option.path, &OpenOptions { read_only, trust_raw: option.raw })?;
     if snapshot && !option.read_only {
@@ -155,7 +155,7 @@ fn device_failed(what: &str) -> impl FnOnce(plinth_virtio::Error) -> Failure {
     move |e| Failure::from_error(Code::HostResource, what, &e)
 }
 
-fn add_disk(builder: &mut VmBuilder, option: &DiskOption, disk: Box<dyn Node>, cpus: u32) -> Result<()> {
+fn add_disk(builder: &mut VmBuilder, option: &DiskOption, disk: Box<dyn Disk>, cpus: u32) -> Result<()> {
     let queues = u16::try_from(cpus).map_or(64, |c| c.min(64));
     let config = BlkConfig { queues, ..BlkConfig::default() };
     let device = Blk::new(config, Arc::new(DiskBackend(disk)))

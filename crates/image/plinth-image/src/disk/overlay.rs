@@ -8,14 +8,15 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::FallocateFlags;
 
-use crate::{Error, ErrorKind, Node, total};
+use super::{Disk, total};
+use crate::{Error, ErrorKind};
 
 /// Bytes that are copied at once.
 const CLUSTER: u64 = 64 << 10;
 
 /// A disk whose writes go into a temporary file without a name. They are gone when it is dropped.
 pub struct Overlay {
-    base: Box<dyn Node>,
+    base: Box<dyn Disk>,
     file: std::fs::File,
     dir: PathBuf,
     /// One bit for each cluster: it is in the file.
@@ -30,7 +31,7 @@ impl Overlay {
     ///
     /// # Errors
     /// No temporary file could be made.
-    pub fn new(base: Box<dyn Node>) -> Result<Self, Error> {
+    pub fn new(base: Box<dyn Disk>) -> Result<Self, Error> {
         let dir = std::env::var_os("TMPDIR").filter(|d| !d.is_empty());
         Self::new_in(base, Path::new(dir.as_deref().unwrap_or(OsStr::new("/var/tmp"))))
     }
@@ -39,7 +40,7 @@ impl Overlay {
     ///
     /// # Errors
     /// No temporary file could be made.
-    pub fn new_in(base: Box<dyn Node>, dir: &Path) -> Result<Self, Error> {
+    pub fn new_in(base: Box<dyn Disk>, dir: &Path) -> Result<Self, Error> {
         const MAKE: &str = "make a temporary file in";
         let failed = |e| Error::host(MAKE, dir, e);
         let file = tempfile::tempfile_in(dir).map_err(failed)?;
@@ -124,7 +125,7 @@ fn pieces(offset: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
     })
 }
 
-impl Node for Overlay {
+impl Disk for Overlay {
     fn size(&self) -> u64 {
         self.base.size()
     }

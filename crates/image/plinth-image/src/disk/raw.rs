@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use crate::lock::{self, Lock};
-use crate::probe::{Format, probe, stated_size};
-use crate::{Error, ErrorKind, Node, SECTOR, total};
+use super::{Disk, total};
+use crate::format::{Format, Sample, probe};
+use crate::graph::lock::{self, Lock};
+use crate::probe::{not_a_disk, stated_size};
+use crate::{Error, ErrorKind, SECTOR};
 
 /// Vectors of one system call at most (Linux, `UIO_MAXIOV`).
 const MAX_VECTORS: usize = 1024;
@@ -103,14 +105,15 @@ impl RawImage {
 fn check_contents(file: &File, len: u64) -> Result<(), String> {
     let mut head = vec![0; len.min(2048) as usize];
     file.read_exact_at(&mut head, 0).map_err(|e| e.to_string())?;
-    match probe(&head) {
-        Some(Format::Image(name)) => {
-            return Err(format!("it is a {name} image, and Plinth runs raw images only"));
-        }
-        Some(Format::Compressed(name)) => {
-            return Err(format!("it is compressed with {name}: unpack it first"));
-        }
-        None => {}
+    let tail_len = len.min(1024);
+    let mut tail = vec![0; tail_len as usize];
+    file.read_exact_at(&mut tail, len - tail_len).map_err(|e| e.to_string())?;
+    let format = probe(&Sample { head: &head, tail: &tail, len, name: "" });
+    if format != Format::Raw {
+        return Err(format!("it is a {format} image, and Plinth runs raw images only"));
+    }
+    if let Some(kind) = not_a_disk(&head) {
+        return Err(format!("its contents are {kind}: unpack it first"));
     }
     match stated_size(&head) {
         Some(stated) if stated > len.next_multiple_of(SECTOR) => Err(format!(
@@ -120,7 +123,7 @@ fn check_contents(file: &File, len: u64) -> Result<(), String> {
     }
 }
 
-impl Node for RawImage {
+impl Disk for RawImage {
     fn size(&self) -> u64 {
         self.size
     }

@@ -1,0 +1,243 @@
+//! What an image can do besides holding bytes.
+
+use std::cell::Cell;
+
+use super::{Format, Options};
+use crate::Error;
+use crate::graph::{Io, IoData, Node, NodeRef};
+
+/// A reference to the image below, as it is written in the image above.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackingLink {
+    /// Path, relative to the image that names it, or as the user wrote it.
+    pub name: String,
+    /// Its format, if that is recorded.
+    pub format: Option<Format>,
+    /// What else formats record of their parent (VMDK's content ID, the unique IDs of VDI, VHD and VHDX), in the
+    /// form that `describe` shows of the parent as `identity`.
+    pub identity: Option<String>,
+}
+
+/// What is known of an image.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Description {
+    /// Bytes of a cluster, or of whatever is allocated at once.
+    pub cluster_size: Option<u64>,
+    /// It is encrypted.
+    pub encrypted: bool,
+    /// Its clusters are compressed, all of them.
+    pub compressed: bool,
+    /// It was not closed in good order, and a check is due.
+    pub dirty: bool,
+    /// The image below.
+    pub backing: Option<BackingLink>,
+    /// What images above record of this one to know it again.
+    pub identity: Option<String>,
+    /// What only this format has, under the names that QEMU's `format-specific` uses where it has them.
+    pub details: serde_json::Map<String, serde_json::Value>,
+}
+
+/// What a check may change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Repair {
+    /// Nothing.
+    #[default]
+    No,
+    /// Space that nothing refers to is given back.
+    Leaks,
+    /// Everything that can be mended.
+    All,
+}
+
+/// What a check found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// Contradictions that lose data or will.
+    pub corruptions: u64,
+    /// Pieces of space that nothing refers to.
+    pub leaks: u64,
+    /// What could not be checked.
+    pub errors: u64,
+    /// Mended ones of these.
+    pub corruptions_fixed: u64,
+    /// Leaks given back.
+    pub leaks_fixed: u64,
+    /// Clusters of the disk.
+    pub total_clusters: u64,
+    /// Clusters with data of their own.
+    pub allocated_clusters: u64,
+    /// Clusters that do not follow the one before them in the file.
+    pub fragmented_clusters: u64,
+    /// Compressed clusters.
+    pub compressed_clusters: u64,
+    /// Where the last used byte of the file is.
+    pub image_end: u64,
+    /// The findings, one line each; at most [`CheckReport::MESSAGES`] of them.
+    pub messages: Vec<String>,
+}
+
+impl CheckReport {
+    /// Findings that are kept as text.
+    pub const MESSAGES: usize = 1000;
+
+    /// Notes a finding.
+    pub fn say(&mut self, message: impl Into<String>) {
+        if self.messages.len() < Self::MESSAGES {
+            self.messages.push(message.into());
+        }
+    }
+
+    /// Nothing is wrong that was not mended.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.corruptions == self.corruptions_fixed && self.leaks == self.leaks_fixed && self.errors == 0
+    }
+}
+
+/// How far a long operation has come. Whoever runs it reads this between its steps.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Work in all; 0 until it is known.
+    pub total: Cell<u64>,
+    /// Work done.
+    pub done: Cell<u64>,
+}
+
+impl Progress {
+    /// Some more is done.
+    pub fn add(&self, n: u64) {
+        self.done.set(self.done.get() + n);
+    }
+}
+
+/// A snapshot inside of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Unique within the image.
+    pub id: String,
+    /// The user's name for it.
+    pub name: String,
+    /// Bytes of machine state that are kept with it.
+    pub vm_state_size: u64,
+    /// When it was made: seconds and nanoseconds since 1970, UTC.
+    pub date: (u64, u32),
+    /// Nanoseconds that the machine had run.
+    pub vm_clock: u64,
+    /// Instructions that the machine had run, if recorded.
+    pub icount: Option<u64>,
+    /// Bytes of the disk then.
+    pub disk_size: u64,
+}
+
+/// Snapshots inside of an image.
+pub trait Snapshots {
+    /// All, in the image's order.
+    fn list(&self) -> Vec<Snapshot>;
+    /// Keeps the disk's present contents; `template` gives all but the ID, which is chosen.
+    ///
+    /// # Errors
+    /// As for a write.
+    fn create<'a>(&'a self, template: &'a Snapshot) -> Io<'a, Snapshot>;
+    /// Makes the disk's contents those of the snapshot with this ID or name.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound); as for a write.
+    fn apply<'a>(&'a self, id_or_name: &'a str) -> Io<'a, ()>;
+    /// Forgets a snapshot.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound); as for a write.
+    fn delete<'a>(&'a self, id_or_name: &'a str) -> Io<'a, ()>;
+    /// A read-only view of the disk as it was, machine state not included.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound); as for a read.
+    fn view<'a>(&'a self, id_or_name: &'a str) -> Io<'a, NodeRef>;
+}
+
+/// A bitmap of changed blocks inside of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bitmap {
+    /// Unique within the image.
+    pub name: String,
+    /// Bytes that one bit stands for.
+    pub granularity: u64,
+    /// Writes are recorded in it.
+    pub enabled: bool,
+    /// It was not stored in good order, and its contents mean nothing.
+    pub in_use: bool,
+}
+
+/// Bitmaps inside of an image.
+pub trait Bitmaps {
+    /// All, in the image's order.
+    fn list(&self) -> Vec<Bitmap>;
+    /// Adds an empty one.
+    ///
+    /// # Errors
+    /// [`Exists`](crate::ErrorKind::Exists), [`Invalid`](crate::ErrorKind::Invalid); as for a write.
+    fn add<'a>(&'a self, name: &'a str, granularity: Option<u64>, enabled: bool) -> Io<'a, ()>;
+    /// Removes one.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound); as for a write.
+    fn remove<'a>(&'a self, name: &'a str) -> Io<'a, ()>;
+    /// Clears one.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound); as for a write.
+    fn clear<'a>(&'a self, name: &'a str) -> Io<'a, ()>;
+    /// Records writes, or stops to.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound); as for a write.
+    fn enable<'a>(&'a self, name: &'a str, enabled: bool) -> Io<'a, ()>;
+    /// Ranges (first byte, length) whose bits are set, in order.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound); it is `in_use`.
+    fn ranges<'a>(&'a self, name: &'a str) -> Io<'a, Vec<(u64, u64)>>;
+    /// Sets the bits of ranges.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound); as for a write.
+    fn set<'a>(&'a self, name: &'a str, ranges: &'a [(u64, u64)]) -> Io<'a, ()>;
+}
+
+/// An open image: a disk, and what its format can do.
+pub trait Image: Node {
+    /// Its format.
+    fn format(&self) -> Format;
+    /// What is known of it.
+    fn describe(&self) -> Description;
+    /// The image below, open.
+    fn backing(&self) -> Option<NodeRef>;
+    /// Checks the image's tables, and mends what `repair` says.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) if the format has nothing to check; the tables cannot be read.
+    fn check<'a>(&'a self, repair: Repair, progress: &'a Progress) -> Io<'a, CheckReport>;
+    /// Writes a whole cluster (or the disk's last part) compressed. `None`: the format has no compression.
+    fn write_compressed(&self, offset: u64, data: IoData) -> Option<Io<'_, ()>>;
+    /// Replaces what is written about the image below; no data is changed.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) if the format has no such thing; as for a write.
+    fn set_backing<'a>(&'a self, link: Option<&'a BackingLink>) -> Io<'a, ()>;
+    /// Changes options of the format.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported), [`Invalid`](crate::ErrorKind::Invalid); as for a write.
+    fn amend<'a>(&'a self, options: &'a Options) -> Io<'a, ()>;
+    /// Snapshots inside, if the format has them.
+    fn snapshots(&self) -> Option<&dyn Snapshots>;
+    /// Bitmaps inside, if the format has them.
+    fn bitmaps(&self) -> Option<&dyn Bitmaps>;
+}
+
+/// The answer of a format that cannot do what was asked.
+#[must_use]
+pub fn unsupported(image: &dyn Node, format: Format, doing: &str) -> Error {
+    let why = format!("the format {format} cannot do it");
+    Error::new(crate::ErrorKind::Unsupported, format!("cannot {doing} '{}'", image.info().name), why)
+}

@@ -1,0 +1,174 @@
+//! Raw images: the file's bytes are the disk's.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use super::image::unsupported;
+use super::{
+    BackingLink, Bitmaps, CheckReport, CreateRequest, Description, Driver, Format, Image, OpenRequest,
+    OptionKind, OptionSpec, Options, Progress, Repair, Snapshots,
+};
+use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_range, check_write};
+use crate::{Error, SECTOR};
+
+/// Raw images.
+pub static DRIVER: Driver = Driver {
+    format: Format::Raw,
+    // They have no mark; whatever no other format claims is taken for raw.
+    probe: |_| false,
+    open,
+    create: Some(create),
+    options: &[OptionSpec {
+        name: "preallocation",
+        kind: OptionKind::Choice(&["off", "falloc", "full"]),
+        help: "reserve the space: off, falloc (quick), full (written)",
+    }],
+};
+
+/// A disk whose bytes are a node's.
+///
+/// A file that ends within a sector is padded: the last sector's missing bytes read as zeros, and a write to them
+/// makes the file longer.
+pub struct RawImage {
+    info: NodeInfo,
+    file: NodeRef,
+    size: Cell<u64>,
+}
+
+fn open(request: OpenRequest) -> Io<'static, Rc<dyn Image>> {
+    Box::pin(
+        async move { Ok(Rc::new(RawImage::new(request.file, request.options.read_only)) as Rc<dyn Image>) },
+    )
+}
+
+fn create<'a>(request: CreateRequest<'a>) -> Io<'a, Rc<dyn Image>> {
+    Box::pin(async move {
+        if request.backing.is_some() {
+            let why = "a raw image has no place to write it down";
+            let doing = format!("cannot create '{}' over another image", request.output.name());
+            return Err(Error::new(crate::ErrorKind::Unsupported, doing, why));
+        }
+        let file = request.output.main().await?;
+        match request.options.text("preallocation") {
+            Some("full") => crate::graph::write_zero_bytes(&*file, 0, request.size).await?,
+            Some("falloc") => file.write_zeroes(0, request.size, false).await?,
+            _ => file.write_zeroes(0, request.size, true).await?,
+        }
+        Ok(Rc::new(RawImage::new(file, false)) as Rc<dyn Image>)
+    })
+}
+
+impl RawImage {
+    /// A disk of what `file` holds.
+    #[must_use]
+    pub fn new(file: NodeRef, read_only: bool) -> Self {
+        let len = file.size();
+        let size = len.checked_next_multiple_of(SECTOR).unwrap_or(len - len % SECTOR);
+        let info = NodeInfo { read_only: read_only || file.info().read_only, ..file.info().clone() };
+        Self { info, file, size: Cell::new(size) }
+    }
+}
+
+impl Node for RawImage {
+    fn info(&self) -> &NodeInfo {
+        &self.info
+    }
+
+    fn size(&self) -> u64 {
+        self.size.get()
+    }
+
+    fn read(&self, offset: u64, buf: IoBuf) -> Io<'_, IoBuf> {
+        match check_range(self, "read", offset, buf.len() as u64) {
+            Ok(()) => self.file.read(offset, buf),
+            Err(e) => Box::pin(async { Err(e) }),
+        }
+    }
+
+    fn write(&self, offset: u64, data: IoData) -> Io<'_, ()> {
+        match check_write(self, offset, data.len() as u64) {
+            Ok(()) => self.file.write(offset, data),
+            Err(e) => Box::pin(async { Err(e) }),
+        }
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Io<'_, ()> {
+        match check_write(self, offset, len) {
+            Ok(()) => self.file.write_zeroes(offset, len, unmap),
+            Err(e) => Box::pin(async { Err(e) }),
+        }
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Io<'_, ()> {
+        match check_write(self, offset, len) {
+            Ok(()) => self.file.discard(offset, len),
+            Err(e) => Box::pin(async { Err(e) }),
+        }
+    }
+
+    fn flush(&self) -> Io<'_, ()> {
+        self.file.flush()
+    }
+
+    fn status(&self, offset: u64, len: u64) -> Io<'_, Extent> {
+        Box::pin(async move {
+            check_range(self, "look at", offset, len)?;
+            // Every byte of a raw disk is there, holes too.
+            Ok(Extent { present: true, host: Some(offset), ..self.file.status(offset, len).await? })
+        })
+    }
+
+    fn resize(&self, size: u64) -> Io<'_, ()> {
+        Box::pin(async move {
+            check_write(self, 0, 0)?;
+            self.file.resize(size).await?;
+            self.size.set(size);
+            Ok(())
+        })
+    }
+
+    fn close(&self) -> Io<'_, ()> {
+        Box::pin(async move {
+            self.file.flush().await?;
+            self.file.close().await
+        })
+    }
+}
+
+impl Image for RawImage {
+    fn format(&self) -> Format {
+        Format::Raw
+    }
+
+    fn describe(&self) -> Description {
+        Description::default()
+    }
+
+    fn backing(&self) -> Option<NodeRef> {
+        None
+    }
+
+    fn check<'a>(&'a self, _repair: Repair, _progress: &'a Progress) -> Io<'a, CheckReport> {
+        Box::pin(async move { Err(unsupported(self, Format::Raw, "check")) })
+    }
+
+    fn write_compressed(&self, _offset: u64, _data: IoData) -> Option<Io<'_, ()>> {
+        None
+    }
+
+    fn set_backing<'a>(&'a self, _link: Option<&'a BackingLink>) -> Io<'a, ()> {
+        Box::pin(async move { Err(unsupported(self, Format::Raw, "change the backing image of")) })
+    }
+
+    fn amend<'a>(&'a self, _options: &'a Options) -> Io<'a, ()> {
+        Box::pin(async move { Err(unsupported(self, Format::Raw, "change options of")) })
+    }
+
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        None
+    }
+
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        None
+    }
+}
