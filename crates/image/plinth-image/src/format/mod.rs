@@ -150,6 +150,9 @@ pub struct CreateRequest<'a> {
     pub secret: Option<&'a [u8]>,
 }
 
+/// Creates an image.
+pub type Create = for<'a> fn(CreateRequest<'a>) -> Io<'a, Rc<dyn Image>>;
+
 /// What a format can do as a whole.
 pub struct Driver {
     /// Which one.
@@ -160,7 +163,7 @@ pub struct Driver {
     pub open: fn(OpenRequest) -> Io<'static, Rc<dyn Image>>,
     /// Creates an image that reads as zeros (or as its backing image), and opens it for writing. `None`: the
     /// format is for reading only.
-    pub create: Option<for<'a> fn(CreateRequest<'a>) -> Io<'a, Rc<dyn Image>>>,
+    pub create: Option<Create>,
     /// Options of `create`.
     pub options: &'static [OptionSpec],
 }
