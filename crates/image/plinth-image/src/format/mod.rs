@@ -10,6 +10,7 @@ mod open;
 mod options;
 mod output;
 pub mod raw;
+pub mod table;
 
 use std::fmt;
 use std::rc::Rc;
