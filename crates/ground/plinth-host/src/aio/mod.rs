@@ -29,7 +29,7 @@ use std::time::Duration;
 
 pub use op::Descriptor;
 use op::{Op, Request};
-pub use reactor::{Backend, block_on, block_on_with};
+pub use reactor::{Backend, block_on, block_on_with, spawn};
 
 use crate::buffer::{IoBuf, IoData};
 
