@@ -174,7 +174,7 @@ fn clients_of_others_read_and_write() {
         export.bitmaps = vec![("changes".to_owned(), vec![(65536, 65536), (1 << 20, 4096)])];
         serve(&path, Server::new(vec![export]));
         let mut data = IoBuf::new(1 << 20);
-        data.iter_mut().enumerate().for_each(|(n, b)| *b = (n * 7 >> 3) as u8);
+        data.iter_mut().enumerate().for_each(|(n, b)| *b = (n * 7) as u8);
         node.write(1 << 20, data.freeze()).await.unwrap();
         let whole = dir.path().join("whole.raw");
         std::fs::write(&whole, node.contents()).unwrap();

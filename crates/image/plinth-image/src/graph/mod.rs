@@ -6,7 +6,10 @@
 mod file;
 pub(crate) mod lock;
 mod memory;
+mod overlay;
 mod range_lock;
+mod slice;
+mod throttle;
 
 use std::rc::Rc;
 
@@ -16,7 +19,10 @@ pub use plinth_host::buffer::{IoBuf, IoData};
 use crate::{Error, ErrorKind};
 pub use file::{Cache, FileNode, FileOptions};
 pub use memory::MemoryNode;
+pub use overlay::{Keep, OverlayNode};
 pub use range_lock::{RangeGuard, RangeLocks};
+pub use slice::SliceNode;
+pub use throttle::{Limits, ThrottleNode};
 
 /// An operation under way. When it is dropped, its I/O may or may not happen, but nothing else is harmed: a node
 /// finishes or undoes its own bookkeeping.
