@@ -93,7 +93,7 @@ fn connect(address: &Address) -> std::io::Result<Socket> {
 pub async fn open(uri: &Uri, options: &Options) -> Result<NbdNode, Error> {
     let failed = |e: Error| Error { context: format!("cannot open '{uri}': {}", e.context), ..e };
     let address = uri.address.clone();
-    let socket = aio::offload(move || connect(&address)).await.map_err(|source| Error {
+    let socket = aio::blocking(move || connect(&address)).await.map_err(|source| Error {
         kind: ErrorKind::Connection,
         context: format!("cannot connect to '{uri}'"),
         source,

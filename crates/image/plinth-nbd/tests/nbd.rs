@@ -55,7 +55,7 @@ fn installed(program: &str) -> bool {
 async fn run(program: &str, args: &[&str]) -> String {
     let mut command = Command::new(program);
     command.args(args);
-    let out = aio::offload(move || command.output().unwrap()).await;
+    let out = aio::blocking(move || command.output().unwrap()).await;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(out.status.success(), "{program}: {text} {}", String::from_utf8_lossy(&out.stderr));
     text

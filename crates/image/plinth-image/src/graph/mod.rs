@@ -4,6 +4,7 @@
 //! else happens. What must not interleave across an `await` is held with an asynchronous lock.
 
 mod file;
+mod http;
 pub(crate) mod lock;
 mod memory;
 mod overlay;
@@ -18,6 +19,7 @@ pub use plinth_host::buffer::{IoBuf, IoData};
 
 use crate::{Error, ErrorKind};
 pub use file::{Cache, FileNode, FileOptions};
+pub use http::HttpNode;
 pub use memory::MemoryNode;
 pub use overlay::{Keep, OverlayNode};
 pub use range_lock::{RangeGuard, RangeLocks};
