@@ -56,7 +56,7 @@ fn usage_errors_say_what_to_write() {
     fails(&["run", "--kernel", "x", "-m", "512"], 2, &["512M for mebibytes or 512B for bytes"]);
     fails(&["run", "--kernel", "x", "--arch", "vax"], 2, &["--arch vax", "help: this build runs: riscv64"]);
     fails(&["run", "--kernel", "x", "-c", "0"], 2, &["0"]);
-    fails(&["run", "--kernel", "x", "--disk", "path=d,format=qcow2"], 2, &["raw images only"]);
+    fails(&["run", "--kernel", "x", "--disk", "path=d,format=qcow9"], 2, &["there is no format 'qcow9'"]);
     fails(&["run", "--kernel", "x", "-p", "22"], 2, &["2222:22"]);
     fails(&["run", "--kernel", "x", "-p", "1:2", "--net", "none"], 2, &["--publish needs a network"]);
     fails(&["run", "--kernel", "x", "--log", "a=b=c"], 2, &["log filter", "help:"]);

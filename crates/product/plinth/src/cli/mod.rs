@@ -163,7 +163,7 @@ pub struct RunArgs {
     /// Firmware that starts first; without it Plinth's own serves the kernel
     #[arg(long, value_name = "FILE")]
     pub firmware: Option<PathBuf>,
-    /// Disk: a raw image, or path=FILE[,readonly=on][,format=raw][,bus=virtio-pci|virtio-mmio]. Repeatable
+    /// Disk: an image of any format, or path=FILE[,readonly=on][,format=FORMAT][,bus=virtio-pci|virtio-mmio]. Repeatable
     #[arg(long, value_name = "DISK")]
     pub disk: Vec<DiskOption>,
     /// Memory of the guest, with a unit [default: 512M, for a named guest 1G]
