@@ -65,7 +65,11 @@ pub enum Command {
     /// Create, convert, check and change disk images
     Disk(Box<disk_tool::DiskArgs>),
     /// Take the arguments of qemu-img, and print what it prints
-    #[command(name = "qemu-img", disable_help_flag = true, after_help = "The same under the name qemu-img: ln -s plinth qemu-img")]
+    #[command(
+        name = "qemu-img",
+        disable_help_flag = true,
+        after_help = "The same under the name qemu-img: ln -s plinth qemu-img"
+    )]
     QemuImg {
         /// A command of qemu-img and its arguments
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
