@@ -140,7 +140,7 @@ With standard input closed or not a terminal the guest runs unattended.";
 #[command(after_help = format!("{RUN_EXAMPLES}\n\n{EXIT_CODES}"))]
 pub struct RunArgs {
     /// Guest to run: debian, or the path of a disk that `plinth image build` has made
-    #[arg(conflicts_with_all = ["kernel", "initrd", "firmware"])]
+    #[arg(conflicts_with_all = ["kernel", "initrd"])]
     pub guest: Option<String>,
     /// Instruction set of the guest
     #[arg(long, default_value = "riscv64")]
