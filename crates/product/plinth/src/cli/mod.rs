@@ -130,7 +130,9 @@ Examples:
   plinth run debian -m 2G -c 4 -p 2222:22 --snapshot
   plinth run --kernel Image --initrd initrd.img --append 'console=ttyS0' -m 512M
   plinth run --kernel vmlinuz --disk root.raw --append 'root=/dev/vda rw console=ttyS0' -c 4
-  plinth run --firmware fw_dynamic.bin --kernel uboot.elf --disk debian.raw --snapshot
+  plinth run debian --firmware fw_dynamic.bin                             # OpenSBI, then Debian's kernel
+  plinth run --firmware fw_dynamic.bin --kernel u-boot.bin --disk d.raw   # OpenSBI, then U-Boot in S mode
+  plinth run --firmware u-boot.bin --disk d.raw                           # U-Boot in M mode
   plinth run --kernel Image --disk root.raw -p 2222:22    # then: ssh -p 2222 root@localhost
 
 The guest's console is standard input and output. On a terminal, Ctrl-] leaves it and stops the guest.
@@ -160,7 +162,8 @@ pub struct RunArgs {
     /// Command line of the kernel; for a named guest, what to add to its own
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub append: Option<String>,
-    /// Firmware that starts first; without it Plinth's own serves the kernel
+    /// Firmware that starts first, such as OpenSBI or U-Boot, and starts the kernel; without it Plinth's own
+    /// serves the kernel
     #[arg(long, value_name = "FILE")]
     pub firmware: Option<PathBuf>,
     /// Disk: a raw image, or path=FILE[,readonly=on][,format=raw][,bus=virtio-pci|virtio-mmio]. Repeatable
