@@ -5,6 +5,7 @@ mod fuzz;
 mod guest;
 mod layers;
 mod perf;
+mod riscv_tests;
 mod spec;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ Commands:
   docs     Check that the documentation's paths exist and its quotations are there
   guest    Make the test guest, or find it in the cache, and print its parts: guest [ARCH]
   fuzz     Run the fuzz targets, each for 60 seconds: fuzz [TARGET] [--seconds N]
+  riscv-tests  Run the official RISC-V tests on both tiers: riscv-tests DIR; see `cargo xtask riscv-tests --help`
   perf     Measure Plinth beside QEMU and write docs/performance.md; see `cargo xtask perf --help`
 ";
 
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Some("docs") => docs::check(&root),
         Some("guest") => guest::run(&root, &args[1..]),
         Some("fuzz") => fuzz::run(&root, &args[1..]),
+        Some("riscv-tests") => riscv_tests::run(&root, &args[1..]),
         Some("perf") => perf::run(&root, &args[1..]),
         Some("--help" | "-h" | "help") | None => {
             print!("{HELP}");

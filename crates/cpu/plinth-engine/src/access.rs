@@ -141,7 +141,7 @@ impl Core {
             return;
         }
         if self.shared.code_written(gpa, bytes.into()) {
-            self.tlb.drop_jumps();
+            self.code_changed();
             self.enter_mode();
         }
         if !self.shared.ram.is_code(gpa) {

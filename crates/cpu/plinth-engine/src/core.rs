@@ -118,6 +118,13 @@ impl Core {
         Ok(page)
     }
 
+    /// This vCPU wrote what code was translated from: its own ways there are stale.
+    pub fn code_changed(&mut self) {
+        self.tlb.drop_jumps();
+        // The code may have been that which runs now, in a loop that nothing else would ever lead out of.
+        self.map.attention().store(1, Ordering::SeqCst);
+    }
+
     /// MXCSR's sticky bits, wherever the guest's are now.
     fn mxcsr(&self) -> u32 {
         if !self.in_code {
@@ -176,6 +183,33 @@ pub unsafe fn ram_write(p: *mut u8, bytes: u32, v: u64) {
             _ => AtomicU64::from_ptr(p.cast()).store(v, Ordering::Relaxed),
         }
     }
+}
+
+/// Compares and swaps 16 bytes; returns what was there, or `None` on a host CPU that cannot.
+///
+/// # Safety
+/// `p` points to 16 bytes of guest RAM and is aligned to them.
+unsafe fn ram_cas_pair(p: *mut u8, old: [u64; 2], new: [u64; 2]) -> Option<[u64; 2]> {
+    if !std::arch::is_x86_feature_detected!("cmpxchg16b") {
+        return None;
+    }
+    let ([mut low, mut high], [new_low, new_high]) = (old, new);
+    // SAFETY: the CPU has the instruction; the memory is as the caller promises. LLVM keeps rbx for itself, so it
+    // is changed for the one instruction that needs it.
+    unsafe {
+        asm!(
+            "xchg rbx, rsi",
+            "lock cmpxchg16b [rdi]",
+            "mov rbx, rsi",
+            in("rdi") p,
+            inout("rsi") new_low => _,
+            in("rcx") new_high,
+            inout("rax") low,
+            inout("rdx") high,
+            options(nostack),
+        );
+    }
+    Some([low, high])
 }
 
 fn aligned(gpa: u64, bytes: u32) -> Result<(), PhysFault> {
@@ -244,7 +278,7 @@ impl CpuEnv for Core {
         // SAFETY: `bytes` bytes of guest RAM, aligned.
         unsafe { ram_write(p, bytes, value) };
         if self.shared.ram.is_code(gpa) && self.shared.code_written(gpa, bytes.into()) {
-            self.tlb.drop_jumps();
+            self.code_changed();
         }
         Ok(())
     }
@@ -257,6 +291,19 @@ impl CpuEnv for Core {
         Ok(match a.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst) {
             Ok(v) | Err(v) => v,
         })
+    }
+
+    fn cas_pair_phys(&mut self, gpa: u64, old: [u64; 2], new: [u64; 2]) -> Result<[u64; 2], PhysFault> {
+        if !gpa.is_multiple_of(16) {
+            return Err(PhysFault);
+        }
+        let p = self.shared.ram.hva(gpa, 16).ok_or(PhysFault)?;
+        // SAFETY: 16 aligned bytes of guest RAM.
+        let found = unsafe { ram_cas_pair(p, old, new) }.ok_or(PhysFault)?;
+        if self.shared.ram.is_code(gpa) && self.shared.code_written(gpa, 16) {
+            self.code_changed();
+        }
+        Ok(found)
     }
 
     fn fp_flags(&mut self) -> u8 {

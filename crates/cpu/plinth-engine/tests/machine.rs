@@ -89,6 +89,28 @@ fn code_that_the_guest_changes_is_run_anew() {
     }
 }
 
+/// A loop whose end is a store into itself, with no `fence.i` after it: what is stored is seen in the end
+/// (Ziccid's eventuality).
+#[test]
+fn a_loop_that_changes_itself_without_a_fence_ends() {
+    for tier in TIERS {
+        let mut m = bare(tier);
+        let mut a = program();
+        a.li(S0, 1000);
+        a.li(T1, li_a0(7).into());
+        a.emit("auipc", T0, 0, 0, 0);
+        let top = a.here();
+        a.imm("addi", A0, 0, 0);
+        a.imm("addi", S0, S0, -1);
+        a.branch("bne", S0, 0, a.here() + 8);
+        a.store("sw", T1, T0, 4);
+        a.branch("beq", A0, 0, top);
+        a.exit(A0, EXIT);
+        m.write(CODE, &a.code);
+        assert_eq!(m.run(CODE, &[]), (EXIT, 7), "{tier:?}");
+    }
+}
+
 #[test]
 fn code_that_a_device_changes_is_run_anew() {
     const VALUES: i32 = 300;
@@ -325,6 +347,18 @@ fn atomics_of_two_harts_add_up() {
         a.imm("addi", T2, T2, 3);
         a.emit("sc.d", T2, A1, T2, 0);
         a.branch("bne", T2, 0, again);
+        // Both halves of a pair at DATA + 128 go up together; a2 and a3 expect, a4 and a5 are new.
+        a.imm("addi", A1, S0, 128);
+        a.li(12, 0);
+        a.li(13, 0);
+        let again = a.here();
+        a.imm("addi", 14, 12, 1);
+        a.imm("addi", 15, 13, 5);
+        a.imm("addi", 16, 12, 0);
+        a.imm("addi", 17, 13, 0);
+        a.emit("amocas.q", 12, A1, 14, 0);
+        a.branch("bne", 12, 16, again);
+        a.branch("bne", 13, 17, again);
         a.imm("addi", T0, T0, -1);
         a.branch("bne", T0, 0, top);
         exit_each(&mut a, A0);
@@ -334,6 +368,7 @@ fn atomics_of_two_harts_add_up() {
         exits.sort_unstable();
         assert_eq!(exits, [(EXIT, 0), (EXIT + 16, 1)], "{tier:?}");
         assert_eq!((m.word(DATA), m.word(DATA + 64)), (2 * TIMES, 6 * TIMES), "{tier:?}");
+        assert_eq!((m.word(DATA + 128), m.word(DATA + 136)), (2 * TIMES, 10 * TIMES), "{tier:?}");
     }
 }
 

@@ -161,6 +161,12 @@ pub trait CpuEnv {
     /// # Errors
     /// There is no RAM.
     fn cas_phys(&mut self, gpa: u64, old: u64, new: u64) -> Result<u64, PhysFault>;
+    /// Compares and swaps 16 aligned bytes of RAM, given and returned as the low and the high half; returns
+    /// what was there. Code translated from them is dropped.
+    ///
+    /// # Errors
+    /// There is no RAM.
+    fn cas_pair_phys(&mut self, gpa: u64, old: [u64; 2], new: [u64; 2]) -> Result<[u64; 2], PhysFault>;
     /// The accumulated floating point flags (see [`crate::Code::FpFlagsGet`]).
     fn fp_flags(&mut self) -> u8;
     /// Sets them.

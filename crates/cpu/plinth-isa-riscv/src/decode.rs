@@ -313,7 +313,8 @@ mod tests {
             0x0000_2063, // branch with funct3 2
             0x4000_1013, // slli with a wrong funct6
             0x0200_101b, // slliw by 32
-            0x2800_402f, // amocas.q
+            0x2800_40af, // amocas.q with an odd rd
+            0x2810_402f, // amocas.q with an odd rs2
         ] {
             assert_eq!(d.decode(bits).row, None, "{bits:#x}");
         }

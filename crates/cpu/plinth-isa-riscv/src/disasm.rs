@@ -112,7 +112,7 @@ pub fn text(d: &Decoded, pc: u64) -> String {
     };
     let mut out = row.name.to_owned();
     match row.sem {
-        Sem::LoadReserved(_) | Sem::StoreCond(_) | Sem::Amo(..) | Sem::AmoCas(_) => {
+        Sem::LoadReserved(_) | Sem::StoreCond(_) | Sem::Amo(..) | Sem::AmoCas(_) | Sem::AmoCasPair => {
             out += match (d.acquire(), d.release()) {
                 (false, false) => "",
                 (true, false) => ".aq",

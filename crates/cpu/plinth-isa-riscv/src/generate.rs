@@ -153,6 +153,7 @@ fn accesses(sem: Sem) -> bool {
             | Sem::StoreCond(_)
             | Sem::Amo(..)
             | Sem::AmoCas(_)
+            | Sem::AmoCasPair
             | Sem::CacheZero
     )
 }
@@ -206,7 +207,8 @@ impl Generator {
         if !row.matches(bits) || self.decoder.decode(bits).row != Some(row) {
             return None;
         }
-        if writes_integer(row) && self.keep >> f.rd.extract(bits) & 1 != 0 {
+        let written = if row.sem == Sem::AmoCasPair { 3 } else { 1 };
+        if writes_integer(row) && self.keep >> f.rd.extract(bits) & written != 0 {
             return None;
         }
         if rounds(f) && matches!(bits >> 12 & 7, 5 | 6) || (self.skip)(row, bits) {

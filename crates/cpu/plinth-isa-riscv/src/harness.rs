@@ -200,6 +200,15 @@ impl CpuEnv for TestEnv {
         }
         Ok(was)
     }
+    fn cas_pair_phys(&mut self, gpa: u64, old: [u64; 2], new: [u64; 2]) -> Result<[u64; 2], PhysFault> {
+        self.at(gpa, 16)?;
+        let was = [self.read_phys(gpa, 8)?, self.read_phys(gpa + 8, 8)?];
+        if was == old {
+            self.write_phys(gpa, 8, new[0])?;
+            self.write_phys(gpa + 8, 8, new[1])?;
+        }
+        Ok(was)
+    }
     fn fp_flags(&mut self) -> u8 {
         self.flags
     }

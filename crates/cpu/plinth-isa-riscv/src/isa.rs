@@ -12,7 +12,7 @@ use crate::model::CpuModel;
 use crate::privileged::interrupts::{self, irq};
 use crate::privileged::state::{envcfg, feature, mode_of, status};
 use crate::privileged::trap::cause;
-use crate::privileged::{csr, fence, mmu, trap};
+use crate::privileged::{access, csr, fence, mmu, trap};
 use crate::slots::{self, set};
 use crate::{compute, disasm, lift};
 
@@ -44,6 +44,8 @@ const fn function_of(id: HelperId) -> HelperFn {
         HelperId::FenceI => fence::fence_i,
         HelperId::FpCheck => fence::fp_check,
         HelperId::VectorCheck => fence::vector_check,
+        HelperId::AmocasQ => access::amocas_q,
+        HelperId::CacheBlock => access::cache_block,
         HelperId::Clmul => compute::clmul,
         HelperId::Clmulh => compute::clmulh,
         HelperId::Clmulr => compute::clmulr,

@@ -18,9 +18,8 @@ pub enum Paging {
 pub const CACHE_BLOCK_BYTES: u32 = 64;
 
 /// Extensions of every model: the base's letters, then the others in the order of the naming conventions.
-/// Zacas is not among them: its instructions on words and double words are there, `amocas.q` is not.
 const LETTERS: [&str; 6] = ["i", "m", "a", "f", "d", "c"];
-const EXTENSIONS: [&str; 24] = [
+const EXTENSIONS: [&str; 25] = [
     "zicbom",
     "zicbop",
     "zicboz",
@@ -32,6 +31,7 @@ const EXTENSIONS: [&str; 24] = [
     "zihintpause",
     "zimop",
     "zaamo",
+    "zacas",
     "zalrsc",
     "zawrs",
     "zfa",

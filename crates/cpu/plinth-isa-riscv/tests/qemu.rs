@@ -24,7 +24,7 @@ const STATE_REGISTER: u8 = 31;
 /// whose result is not used.
 fn qemu_is_wrong(row: &Row, bits: u32) -> bool {
     match row.sem {
-        Sem::AmoCas(_) => bits >> 7 & 31 == 0,
+        Sem::AmoCas(_) | Sem::AmoCasPair => bits >> 7 & 31 == 0,
         Sem::FRound(..) => true,
         _ => false,
     }

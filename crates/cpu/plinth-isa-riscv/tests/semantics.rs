@@ -464,6 +464,35 @@ fn reservations_and_compare_and_swap() {
     }
 }
 
+/// `amocas.q a0, a2, (a4)`: memory, registers, alignment, and `x0` for zeros.
+#[test]
+fn compare_and_swap_of_pairs() {
+    let memory = |h: &mut Hart| -> [u64; 2] {
+        let bytes = h.bytes(DATA, 16).unwrap().to_vec();
+        [0, 8].map(|i| u64::from_le_bytes(bytes[i..i + 8].try_into().unwrap()))
+    };
+    let cas = encoded("amocas.q", 10, 14, 12, 0);
+    for (compare, equal) in [([1, 2], true), ([1, 3], false), ([0, 2], false)] {
+        let mut h = hart(&[cas]);
+        h.bytes(DATA, 16).unwrap().copy_from_slice(&(2u128 << 64 | 1).to_le_bytes());
+        h.set_xs(&[(10, compare[0]), (11, compare[1]), (12, 5), (13, 6), (14, DATA)]);
+        finish(&mut h, &[cas]);
+        assert_eq!([h.x(10), h.x(11)], [1, 2]);
+        assert_eq!(memory(&mut h), if equal { [5, 6] } else { [1, 2] });
+    }
+    let zeros = encoded("amocas.q", 0, 14, 0, 0);
+    let mut h = hart(&[zeros]);
+    h.set_xs(&[(1, 7), (14, DATA)]);
+    h.bytes(DATA, 16).unwrap().fill(0);
+    finish(&mut h, &[zeros]);
+    assert_eq!((h.x(1), memory(&mut h)), (7, [0, 0]));
+    for (at, code) in [(DATA + 8, 6), (0x10, 7)] {
+        let mut h = hart(&[cas]);
+        h.set_x(14, at);
+        assert_eq!(h.run(1), Stop::Exception(code, at));
+    }
+}
+
 /// Every row but those that stop runs, and writes no register but its destination.
 #[test]
 fn every_row_runs() {
@@ -504,8 +533,11 @@ fn every_row_runs() {
             let changed: Vec<_> =
                 (0..128u16).filter(|&s| before[usize::from(s)] != h.words[usize::from(s)]).collect();
             let rd = row.format.rd.extract(bits);
+            let pair = row.sem == Sem::AmoCasPair && rd != 0;
             assert!(
-                changed.iter().all(|&s| s == slots::x(rd) || s == slots::f(rd)),
+                changed
+                    .iter()
+                    .all(|&s| s == slots::x(rd) || s == slots::f(rd) || pair && s == slots::x(rd + 1)),
                 "{}: {changed:?}",
                 row.name
             );

@@ -253,7 +253,7 @@ impl Machine {
         let board = self.board();
         match isa {
             Some(isa) if isa == board.isa => {
-                let placed = load_elf(content, self.ram()).map_err(|why| file.format(why))?;
+                let placed = load_elf(content, self.ram(), room.start).map_err(|why| file.format(why))?;
                 // Its addresses are its own choice; only the device tree's area must stay free.
                 room.check(file.what, room.start, placed.end.saturating_sub(room.start))?;
                 Ok(placed)

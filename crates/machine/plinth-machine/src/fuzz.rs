@@ -24,7 +24,7 @@ pub fn fuzz_boot_file(data: &[u8]) {
 }
 
 fn load(content: &Content<'_>, ram: &GuestRam) {
-    if let Ok(placed) = load_elf(content, ram) {
+    if let Ok(placed) = load_elf(content, ram, RAM_START) {
         assert!(placed.end > RAM_START && placed.end <= RAM_START + RAM_LEN);
     }
 }
@@ -68,7 +68,14 @@ mod tests {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             (random >> 33) as usize % below
         };
-        for good in [elf(), gzip, zboot] {
+        let mut from_zero = elf();
+        from_zero[16] = 3;
+        for (segment, at) in [(64, 0u64), (120, 0x1000)] {
+            for field in [16, 24] {
+                from_zero[segment + field..segment + field + 8].copy_from_slice(&at.to_le_bytes());
+            }
+        }
+        for good in [elf(), from_zero, gzip, zboot] {
             for _ in 0..3000 {
                 let mut bad = good.clone();
                 for _ in 0..=next(4) {

@@ -261,6 +261,13 @@ fn elf_programs_go_where_they_say_and_nowhere_else() {
         assert_eq!((start.pc, register(start, "a0")), (BASE + 0x1004, hart as u64));
     }
     assert_eq!(rig.ram(BASE + 0x100f), [0xab, 0]);
+    let mut from_zero = elf(243, 0, 0x2000);
+    from_zero[16] = 3;
+    let firmware = Some(rig.file("firmware", &from_zero));
+    let kernel = Some(rig.file("kernel", &from_zero));
+    let loaded = rig.machine.load(&BootSources { firmware, kernel, ..BootSources::default() }, 1).unwrap();
+    assert_eq!(loaded.starts[0].as_ref().unwrap().pc, BASE + 4, "position-independent firmware");
+    assert_eq!((rig.ram(BASE + 15), rig.ram(BASE + 2 * MIB + 15)), ([0xab, 0], [0xab, 0]));
     for (at, len) in [(0, 16), (BASE + 63 * MIB, 2 * MIB), (u64::MAX - 8, 16), (BASE, u64::MAX), (BASE, 8)] {
         assert!(rig.kernel(&elf(243, at, len)).is_err(), "{at:#x} {len:#x}");
     }

@@ -1,7 +1,6 @@
 //! A Debian guest: its disk, its kernel and what starts it.
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -10,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use crate::arch::GuestArch;
 use crate::archive::{Archive, Suite};
 use crate::cache::{Cache, Pending, hex, sha256, write_file};
-use crate::deb::{self, Control};
+use crate::deb::Control;
 use crate::dpkg;
 use crate::error::{AtPath, GuestError, Result};
 use crate::ext4::{ImageWriter, Options, check_size};
+use crate::files::package_file;
 use crate::initramfs;
 use crate::mirror;
 use crate::modules::{ModuleInfo, closure, depmod, unpack};
@@ -332,26 +332,7 @@ pub(crate) fn kernel_package(arch: GuestArch, suite_name: &str, suite: &Suite) -
 
 /// The program of the initial file system.
 pub(crate) fn busybox(archive: &Archive<'_>, suite: &Suite) -> Result<Vec<u8>> {
-    const PACKAGE: &str = "busybox-static";
-    let id = suite.index.find(PACKAGE).ok_or_else(|| GuestError::UnknownPackage {
-        name: PACKAGE.into(),
-        suite: archive.suite.clone(),
-        arch: archive.arch.to_string(),
-    })?;
-    let files = archive.fetch(&suite.index, &[id])?;
-    let mut program = Vec::new();
-    for file in &files {
-        deb::read(file, &mut |entry, content| {
-            if entry.path == b"usr/bin/busybox" || entry.path == b"bin/busybox" {
-                content
-                    .take(64 << 20)
-                    .read_to_end(&mut program)
-                    .map_err(|e| GuestError::malformed(PACKAGE, e.to_string()))?;
-            }
-            Ok(())
-        })?;
-    }
-    if program.is_empty() { Err(GuestError::malformed(PACKAGE, "it has no program")) } else { Ok(program) }
+    package_file(archive, suite, "busybox-static", &["usr/bin/busybox", "bin/busybox"])
 }
 
 /// Reads every module, to write what `depmod` would.

@@ -8,6 +8,7 @@
 //!
 //! - [`cached_debian`] gives the guest that `plinth run debian` starts.
 //! - [`build_debian`] builds one into files of the caller's choice.
+//! - [`package_files`] gives single files of a package, such as firmware.
 //! - [`test_guest`] gives a kernel with a busybox in memory, for tests and benchmarks.
 //!
 //! All downloads stay in the cache (`$PLINTH_CACHE`, `$XDG_CACHE_HOME/plinth` or `~/.cache/plinth`);
@@ -24,6 +25,7 @@ mod debian;
 mod dpkg;
 mod error;
 mod ext4;
+mod files;
 mod http;
 mod initramfs;
 mod mirror;
@@ -44,5 +46,6 @@ mod version;
 pub use arch::GuestArch;
 pub use debian::{DebianImage, DebianSpec, build_debian, cached_debian};
 pub use error::{GuestError, Result};
+pub use files::package_files;
 pub use progress::{Progress, Silent, Unit};
 pub use test_guest::{TestGuest, test_guest};

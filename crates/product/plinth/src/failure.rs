@@ -133,6 +133,9 @@ impl From<VmError> for Failure {
             VmError::Machine(M::WrongIsa { what, wanted, .. }) => {
                 failure.help(format!("give a {what} that is built for {wanted}, or another --arch"))
             }
+            VmError::Machine(M::NoFirmware(_)) => {
+                failure.help("leave out --firmware, or choose a board that runs it: --board virt")
+            }
             VmError::Machine(M::NoRoom { .. }) => failure.help("give the guest more memory with --memory"),
             _ => failure,
         }

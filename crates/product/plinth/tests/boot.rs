@@ -3,6 +3,9 @@
 //! The guests come from Debian's mirror at the first run and from the cache later, so these tests do not run
 //! by default: `cargo test --release -p plinth --test boot -- --ignored --test-threads 1`.
 
+#[path = "boot/firmware.rs"]
+mod firmware;
+
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
@@ -163,8 +166,9 @@ fn patterned_disk(path: &Path) -> Vec<u8> {
     pattern
 }
 
-/// Boots the test guest, which looks at its CPUs, disk, network, clock and random numbers and powers off.
-fn kernel_boots(accel: &str, cpus: u32, bus: &str) {
+/// Boots the test guest, which looks at its CPUs, disk, network, clock and random numbers and powers off;
+/// returns the console's text.
+fn kernel_boots(accel: &str, cpus: u32, bus: &str, options: &[&str]) -> String {
     let dir = tempfile::tempdir().unwrap();
     let disk = dir.path().join("disk.raw");
     let pattern = patterned_disk(&disk);
@@ -179,7 +183,7 @@ fn kernel_boots(accel: &str, cpus: u32, bus: &str) {
     let disk_option = format!("path={},format=raw,bus={bus}", disk.display());
     let cpus_text = cpus.to_string();
     let limit = if accel == "interp" { LONG_LIMIT } else { LIMIT };
-    let args = [
+    let mut args = vec![
         "--accel",
         accel,
         "--cpus",
@@ -193,6 +197,7 @@ fn kernel_boots(accel: &str, cpus: u32, bus: &str) {
         "--disk",
         &disk_option,
     ];
+    args.extend(options);
     let mut session = Session::start(&args, limit);
     session.wait_for("PLINTH-INIT-OK");
     session.wait_for(&format!("CPUS-{cpus}-"));
@@ -207,30 +212,31 @@ fn kernel_boots(accel: &str, cpus: u32, bus: &str) {
     let after = std::fs::read(&disk).unwrap();
     assert!(after[..MIB] == pattern, "the guest changed what it only read");
     assert!(after[MIB..] == pattern, "the guest's copy is not what the disk has");
+    text
 }
 
 #[test]
 #[ignore = "downloads a Debian kernel"]
 fn a_debian_kernel_runs_on_the_translator() {
-    kernel_boots("engine", 1, "virtio-pci");
+    kernel_boots("engine", 1, "virtio-pci", &[]);
 }
 
 #[test]
 #[ignore = "downloads a Debian kernel"]
 fn a_debian_kernel_runs_on_the_translator_with_4_cpus() {
-    kernel_boots("engine", 4, "virtio-mmio");
+    kernel_boots("engine", 4, "virtio-mmio", &[]);
 }
 
 #[test]
 #[ignore = "downloads a Debian kernel"]
 fn a_debian_kernel_runs_on_the_interpreter() {
-    kernel_boots("interp", 1, "virtio-mmio");
+    kernel_boots("interp", 1, "virtio-mmio", &[]);
 }
 
 #[test]
 #[ignore = "downloads a Debian kernel"]
 fn a_debian_kernel_runs_on_the_interpreter_with_4_cpus() {
-    kernel_boots("interp", 4, "virtio-pci");
+    kernel_boots("interp", 4, "virtio-pci", &[]);
 }
 
 #[test]

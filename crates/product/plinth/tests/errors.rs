@@ -80,6 +80,8 @@ fn wrong_files_are_named() {
     let bz = files.with("bz", &bz);
     fails(&["run", "--kernel", text(&bz)], 1, &["is for x86 (bzImage), not riscv64"]);
     fails(&["run", "--firmware", text(&bz)], 1, &["firmware", "not riscv64"]);
+    let no_firmware = ["run", "--board", "virt-aia", "--firmware", text(&bz)];
+    fails(&no_firmware, 2, &["virt-aia", "no firmware", "--board virt"]);
     let kernel = files.kernel();
     fails(&["run", "--kernel", text(&kernel), "--initrd", text(files.0.path())], 1, &["cannot read initrd"]);
 }

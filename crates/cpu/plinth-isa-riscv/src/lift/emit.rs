@@ -107,6 +107,7 @@ impl<'b> Lifter<'b> {
             | Sem::StoreCond(_)
             | Sem::Amo(..)
             | Sem::AmoCas(_)
+            | Sem::AmoCasPair
             | Sem::Fence
             | Sem::FenceTso
             | Sem::CacheBlock(_)

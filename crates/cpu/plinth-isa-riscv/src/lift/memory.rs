@@ -4,6 +4,7 @@ use plinth_ir::{BlockBuilder, Code, Op, Ty, Val, flags};
 
 use super::emit::Lifter;
 use crate::decode::Decoded;
+use crate::helper::HelperId;
 use crate::table::Sem;
 
 /// Bytes of a cache block.
@@ -32,6 +33,12 @@ impl Lifter<'_> {
             Sem::StoreCond(ty) => self.atomic(d, Code::StoreCond, ty, 0),
             Sem::Amo(op, ty) => self.atomic(d, Code::Amo, ty, op as u8),
             Sem::AmoCas(ty) => self.atomic(d, Code::Cas, ty, 0),
+            Sem::AmoCasPair => {
+                let (insn, va) = (self.constant(u64::from(d.bits)), self.x(d.rs1));
+                self.b.helper(HelperId::AmocasQ as u32, Val::NONE, &[insn, va]);
+                self.forget(d.rd);
+                self.forget(d.rd + 1);
+            }
             Sem::Fence => {
                 let (before, after) = (d.imm >> 4, d.imm & 15);
                 // With an empty set it is a hint.
@@ -46,10 +53,8 @@ impl Lifter<'_> {
                 if !allowed {
                     return self.illegal(d);
                 }
-                // Caches are coherent; what is left is the check of the address.
                 let base = self.x(d.rs1);
-                let t = self.b.temp();
-                self.b.load(Ty::I8, 0, t, base, 0);
+                self.b.helper(HelperId::CacheBlock as u32, Val::NONE, &[base]);
             }
             // CacheZero: all others are lifted elsewhere.
             _ => return self.zero_block(d),

@@ -3,6 +3,7 @@
 //! References such as "3.1.6" are to sections of The RISC-V Instruction Set Manual, Volume II: Privileged
 //! Architecture, version 20240411.
 
+pub mod access;
 pub mod csr;
 pub mod fence;
 pub mod imsic;

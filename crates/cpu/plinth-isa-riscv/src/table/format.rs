@@ -223,6 +223,8 @@ formats! {
     FENCE { mask: M_I, imm: unsigned(&[p(20, 8, 0)]), text: "P,Q" }
     /// rd, rs2, (rs1).
     AMO { mask: 0xf800_707f, rd: RD, rs1: RS1, rs2: RS2, text: "d,t,(s)" }
+    /// rd, rs2, (rs1), the registers those of pairs: even.
+    AMO_PAIR { mask: 0xf810_70ff, rd: RD, rs1: RS1, rs2: RS2, text: "d,t,(s)" }
     /// rd, (rs1).
     LR { mask: 0xf9f0_707f, rd: RD, rs1: RS1, text: "d,(s)" }
     /// rd, CSR, rs1.

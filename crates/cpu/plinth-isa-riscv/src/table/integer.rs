@@ -2,7 +2,7 @@
 
 use plinth_ir::{AmoOp, Code, Cond, Ty};
 
-use super::format::{AMO, B, I, J, LOAD, LR, R, R2, SHIFT5, SHIFT6, STORE, U};
+use super::format::{AMO, AMO_PAIR, B, I, J, LOAD, LR, R, R2, SHIFT5, SHIFT6, STORE, U};
 use super::{Ext, Row, Sem, row};
 use crate::helper::HelperId;
 
@@ -167,4 +167,5 @@ pub(super) static ROWS: &[Row] = &[
     amo_d("amomaxu.d", 0xe000_0000, AmoOp::MaxU),
     row("amocas.w", Ext::Zacas, 0x2800_202f, &AMO, Sem::AmoCas(Ty::I32)),
     row("amocas.d", Ext::Zacas, 0x2800_302f, &AMO, Sem::AmoCas(Ty::I64)),
+    row("amocas.q", Ext::Zacas, 0x2800_402f, &AMO_PAIR, Sem::AmoCasPair),
 ];

@@ -107,6 +107,8 @@ pub enum Sem {
     Amo(AmoOp, Ty),
     /// Atomic compare and swap.
     AmoCas(Ty),
+    /// Compare and swap of a pair of registers.
+    AmoCasPair,
     /// Memory barrier; the sets are in the immediate.
     Fence,
     /// Memory barrier that lets later loads pass earlier stores.

@@ -11,6 +11,7 @@ use plinth_ir::{
 };
 use plinth_isa_riscv::helper::HelperId;
 use plinth_isa_riscv::mode::{RiscvMode, Unit, mmu, privilege};
+use plinth_isa_riscv::privileged::access;
 use plinth_isa_riscv::{compute, lift, slots};
 use plinth_vcpu::{Platform, SystemEvent, TlbFlush, VcpuControl};
 
@@ -257,12 +258,17 @@ impl Machine for Hart {
             HelperId::Clmulr => compute::clmulr,
             HelperId::Fclass => compute::fclass,
             HelperId::Fcvtmod => compute::fcvtmod,
+            HelperId::AmocasQ => access::amocas_q,
+            HelperId::CacheBlock => access::cache_block,
             _ => return Err(Stop::Helper(id, args)),
         };
-        let mut env = Env { fp_flags: self.fp_flags };
+        // Memory is not translated or protected here: for its helpers this is machine mode.
+        let privilege = std::mem::replace(&mut self.words[usize::from(slots::PRIVILEGE)], 3);
+        let mut env = Env { fp_flags: self.fp_flags, memory: &mut self.memory, base: self.base };
         let mut cpu = Cpu { slots: &mut self.words[..slots::COUNT], pc: self.pc, insn_len: 4, env: &mut env };
         let result = function(&mut cpu, args[0], args[1], args[2]);
         self.fp_flags = env.fp_flags;
+        self.words[usize::from(slots::PRIVILEGE)] = privilege;
         match result {
             HelperResult::Next(value) => Ok(value),
             HelperResult::Jump => panic!("{} does not jump", id.name()),
@@ -287,9 +293,11 @@ impl Machine for Hart {
     }
 }
 
-/// What helpers that only compute may use: the floating point flags.
-struct Env {
+/// What the helpers that run here may use: the floating point flags, and memory.
+struct Env<'a> {
     fp_flags: u8,
+    memory: &'a mut [u8],
+    base: u64,
 }
 
 struct NoPlatform;
@@ -307,7 +315,7 @@ impl Platform for NoPlatform {
     }
 }
 
-impl CpuEnv for Env {
+impl CpuEnv for Env<'_> {
     fn index(&self) -> u32 {
         0
     }
@@ -334,6 +342,18 @@ impl CpuEnv for Env {
     }
     fn cas_phys(&mut self, _: u64, _: u64, _: u64) -> Result<u64, PhysFault> {
         Err(PhysFault)
+    }
+    fn cas_pair_phys(&mut self, gpa: u64, old: [u64; 2], new: [u64; 2]) -> Result<[u64; 2], PhysFault> {
+        let at = gpa.checked_sub(self.base).ok_or(PhysFault)? as usize;
+        let bytes = self.memory.get_mut(at..at + 16).ok_or(PhysFault)?;
+        let (low, high) = bytes.split_at_mut(8);
+        let half = |b: &[u8]| u64::from_le_bytes(b.try_into().unwrap());
+        let was = [half(low), half(high)];
+        if was == old {
+            low.copy_from_slice(&new[0].to_le_bytes());
+            high.copy_from_slice(&new[1].to_le_bytes());
+        }
+        Ok(was)
     }
     fn fp_flags(&mut self) -> u8 {
         self.fp_flags

@@ -1,20 +1,21 @@
 //! ELF programs: kernels, firmware, bare test programs (System V ABI, chapters 4 and 5).
 
-use object::elf::{FileHeader64, PT_LOAD};
+use object::elf::{ET_DYN, FileHeader64, PT_LOAD};
 use object::read::elf::{FileHeader, ProgramHeader, Sym};
 use object::{Endianness, ReadCache, ReadRef};
 use plinth_memory::{Bytes, GuestAddress, GuestRam};
 
 use super::{Content, Placed};
 
-/// Loads the segments at their physical addresses.
+/// Loads the segments at their physical addresses, or those of a position-independent program, whose
+/// addresses count from 0, at `base` on.
 ///
 /// # Errors
 /// What is wrong with the file, as the rest of a sentence that starts with its name.
-pub fn load_elf(content: &Content<'_>, ram: &GuestRam) -> Result<Placed, String> {
+pub fn load_elf(content: &Content<'_>, ram: &GuestRam, base: u64) -> Result<Placed, String> {
     match content {
-        Content::File { file, .. } => load(&ReadCache::new(*file), content, ram),
-        Content::Memory(bytes) => load(bytes.as_slice(), content, ram),
+        Content::File { file, .. } => load(&ReadCache::new(*file), content, ram, base),
+        Content::Memory(bytes) => load(bytes.as_slice(), content, ram, base),
     }
 }
 
@@ -22,15 +23,24 @@ fn broken(e: object::read::Error) -> String {
     format!("is a damaged ELF file: {e}")
 }
 
-fn load<'d, R: ReadRef<'d>>(data: R, content: &Content<'_>, ram: &GuestRam) -> Result<Placed, String> {
+fn load<'d, R: ReadRef<'d>>(
+    data: R,
+    content: &Content<'_>,
+    ram: &GuestRam,
+    base: u64,
+) -> Result<Placed, String> {
     let header = FileHeader64::<Endianness>::parse(data).map_err(broken)?;
     let endian = header.endian().map_err(broken)?;
     let mut end = 0;
-    let mut entry = header.e_entry(endian);
-    let virtual_entry = entry;
+    let virtual_entry = header.e_entry(endian);
     let segments = header.program_headers(endian, data).map_err(broken)?;
-    for s in segments.iter().filter(|s| s.p_type(endian) == PT_LOAD && s.p_memsz(endian) != 0) {
-        let (at, offset) = (s.p_paddr(endian), s.p_offset(endian));
+    let loaded = || segments.iter().filter(|s| s.p_type(endian) == PT_LOAD && s.p_memsz(endian) != 0);
+    let from_zero = loaded().any(|s| s.p_paddr(endian) == 0);
+    let moved = if header.e_type(endian) == ET_DYN && from_zero { base } else { 0 };
+    let mut entry = virtual_entry;
+    for s in loaded() {
+        // An address that wraps is below RAM, and is refused as that.
+        let (at, offset) = (s.p_paddr(endian).wrapping_add(moved), s.p_offset(endian));
         let (in_file, in_memory) = (s.p_filesz(endian), s.p_memsz(endian));
         if ram.region(at, in_memory).is_none() {
             return Err(format!(
@@ -51,7 +61,8 @@ fn load<'d, R: ReadRef<'d>>(data: R, content: &Content<'_>, ram: &GuestRam) -> R
     if end == 0 {
         return Err("is an ELF file with nothing to load".to_owned());
     }
-    Ok(Placed { entry, end, tohost: symbol(header, endian, data, b"tohost") })
+    let tohost = symbol(header, endian, data, b"tohost").map(|at| at.wrapping_add(moved));
+    Ok(Placed { entry, end, tohost })
 }
 
 fn symbol<'d, R: ReadRef<'d>>(

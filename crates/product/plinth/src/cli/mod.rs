@@ -144,7 +144,9 @@ Examples:
   plinth run debian -m 2G -c 4 -p 2222:22 --snapshot
   plinth run --kernel Image --initrd initrd.img --append 'console=ttyS0' -m 512M
   plinth run --kernel vmlinuz --disk root.raw --append 'root=/dev/vda rw console=ttyS0' -c 4
-  plinth run --firmware fw_dynamic.bin --kernel uboot.elf --disk debian.raw --snapshot
+  plinth run debian --firmware fw_dynamic.bin                             # OpenSBI, then Debian's kernel
+  plinth run --firmware fw_dynamic.bin --kernel u-boot.bin --disk d.raw   # OpenSBI, then U-Boot in S mode
+  plinth run --firmware u-boot.bin --disk d.raw                           # U-Boot in M mode
   plinth run --kernel Image --disk root.raw -p 2222:22    # then: ssh -p 2222 root@localhost
 
 The guest's console is standard input and output. On a terminal, Ctrl-] leaves it and stops the guest.
@@ -154,7 +156,7 @@ With standard input closed or not a terminal the guest runs unattended.";
 #[command(after_help = format!("{RUN_EXAMPLES}\n\n{EXIT_CODES}"))]
 pub struct RunArgs {
     /// Guest to run: debian, or the path of a disk that `plinth image build` has made
-    #[arg(conflicts_with_all = ["kernel", "initrd", "firmware"])]
+    #[arg(conflicts_with_all = ["kernel", "initrd"])]
     pub guest: Option<String>,
     /// Instruction set of the guest
     #[arg(long, default_value = "riscv64")]
@@ -174,7 +176,8 @@ pub struct RunArgs {
     /// Command line of the kernel; for a named guest, what to add to its own
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub append: Option<String>,
-    /// Firmware that starts first; without it Plinth's own serves the kernel
+    /// Firmware that starts first, such as OpenSBI or U-Boot, and starts the kernel; without it Plinth's own
+    /// serves the kernel
     #[arg(long, value_name = "FILE")]
     pub firmware: Option<PathBuf>,
     /// Disk: an image of any format, or path=FILE[,readonly=on][,format=FORMAT][,bus=virtio-pci|virtio-mmio]. Repeatable
