@@ -259,6 +259,14 @@ impl CpuEnv for Core {
         })
     }
 
+    fn load(&mut self, va: u64, bytes: u32) -> Result<u64, Exception> {
+        self.fast_read(va, bytes)
+    }
+
+    fn store(&mut self, va: u64, bytes: u32, value: u64) -> Result<(), Exception> {
+        self.fast_write(va, bytes, value)
+    }
+
     fn fp_flags(&mut self) -> u8 {
         flags_of_mxcsr(self.mxcsr()) | field!(self.frame, fp_flags) as u8
     }

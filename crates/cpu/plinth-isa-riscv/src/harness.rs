@@ -200,6 +200,20 @@ impl CpuEnv for TestEnv {
         }
         Ok(was)
     }
+    fn load(&mut self, va: u64, bytes: u32) -> Result<u64, Exception> {
+        let fault = Exception { code: trap::cause::LOAD_PAGE, value: va };
+        (0..bytes).try_fold(0, |value, i| {
+            let byte = self.read_phys(va.wrapping_add(i.into()), 1).map_err(|PhysFault| fault)?;
+            Ok(value | byte << (8 * i))
+        })
+    }
+    fn store(&mut self, va: u64, bytes: u32, value: u64) -> Result<(), Exception> {
+        let fault = Exception { code: trap::cause::STORE_PAGE, value: va };
+        self.read_phys(va.wrapping_add(u64::from(bytes) - 1), 1).map_err(|PhysFault| fault)?;
+        (0..bytes).try_for_each(|i| {
+            self.write_phys(va.wrapping_add(i.into()), 1, value >> (8 * i) & 0xff).map_err(|PhysFault| fault)
+        })
+    }
     fn fp_flags(&mut self) -> u8 {
         self.flags
     }

@@ -45,6 +45,8 @@ helpers! {
     FpCheck = "fp_check",
     /// `vector_check(insn)`: illegal if `mstatus.VS` is Off.
     VectorCheck = "vector_check",
+    /// `vector(insn)`: all of a vector instruction, given its bits.
+    Vector = "vector",
     /// `clmul(a, b)`: low half of the carry-less product.
     Clmul = "clmul",
     /// `clmulh(a, b)`: high half of the carry-less product.

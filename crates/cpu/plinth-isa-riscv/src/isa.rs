@@ -14,7 +14,7 @@ use crate::privileged::state::{envcfg, feature, mode_of, status};
 use crate::privileged::trap::cause;
 use crate::privileged::{csr, fence, mmu, trap};
 use crate::slots::{self, set};
-use crate::{compute, disasm, lift};
+use crate::{compute, disasm, lift, vector};
 
 /// What a hart starts with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +44,7 @@ const fn function_of(id: HelperId) -> HelperFn {
         HelperId::FenceI => fence::fence_i,
         HelperId::FpCheck => fence::fp_check,
         HelperId::VectorCheck => fence::vector_check,
+        HelperId::Vector => vector::execute,
         HelperId::Clmul => compute::clmul,
         HelperId::Clmulh => compute::clmulh,
         HelperId::Clmulr => compute::clmulr,
@@ -130,6 +131,7 @@ impl Isa for Riscv {
         set(s, slots::MISA, self.model.misa());
         set(s, slots::MHARTID, u64::from(index));
         set(s, slots::MSTATUS, status::XL);
+        vector::Config::ILLEGAL.put(s);
         set(s, slots::STIMECMP, u64::MAX);
         set(s, slots::PRIVILEGE, u64::from(privilege::MACHINE));
         if self.firmware == Firmware::BuiltIn {

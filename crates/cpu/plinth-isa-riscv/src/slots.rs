@@ -114,16 +114,12 @@ control_slots! {
     STIMECMP = "stimecmp",
     /// Rounding mode of `fcsr`. The flags are the engine's (`FpFlagsGet`).
     FRM = "frm",
-    /// `vstart`.
-    VSTART = "vstart",
     /// `vxsat`.
     VXSAT = "vxsat",
     /// `vxrm`.
     VXRM = "vxrm",
-    /// `vl`.
-    VL = "vl",
-    /// `vtype`.
-    VTYPE = "vtype",
+    /// `vtype`, `vl` and `vstart`: see [`crate::vector::Config`].
+    VCONFIG = "vconfig",
     /// What the hart was made with; see [`crate::privileged::state::feature`].
     FEATURES = "features",
     /// `siselect`.

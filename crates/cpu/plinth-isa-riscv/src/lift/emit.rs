@@ -101,6 +101,7 @@ impl<'b> Lifter<'b> {
             | Sem::TlbFence
             | Sem::FenceI => self.control(d, row.sem),
             Sem::Csr(op) => self.csr(d, op),
+            Sem::Vector(_) => self.vector(d),
             Sem::Load(..)
             | Sem::Store(_)
             | Sem::LoadReserved(_)

@@ -10,6 +10,7 @@ mod emit;
 mod float;
 mod integer;
 mod memory;
+mod vector;
 #[cfg(test)]
 mod tests;
 
