@@ -84,9 +84,19 @@ impl Core {
         self.write(va, bytes, value)
     }
 
+    /// Reads 16 bytes.
+    pub fn read_v128(&mut self, va: u64) -> Result<[u64; 2], Exception> {
+        Ok([self.read(va, 8)?, self.read(va.wrapping_add(8), 8)?])
+    }
+
     /// Writes 16 bytes, or none.
     pub fn write_v128(&mut self, va: u64, value: [u64; 2]) -> Result<(), Exception> {
-        self.place(va.wrapping_add(15), AccessKind::Write)?;
+        // Both pages must allow it before the first byte changes; that of the first byte is looked at first.
+        let last = va.wrapping_add(15);
+        self.place(va, AccessKind::Write)?;
+        if (va ^ last) & !(PAGE - 1) != 0 {
+            self.place(last & !(PAGE - 1), AccessKind::Write)?;
+        }
         self.write(va, 8, value[0])?;
         self.write(va.wrapping_add(8), 8, value[1])
     }
