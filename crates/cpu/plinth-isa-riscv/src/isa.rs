@@ -10,7 +10,7 @@ use crate::helper::HelperId;
 use crate::mode::privilege;
 use crate::model::CpuModel;
 use crate::privileged::interrupts::{self, irq};
-use crate::privileged::state::{envcfg, feature, mode_of, status};
+use crate::privileged::state::{envcfg, feature, mode_of, status, vector_on};
 use crate::privileged::trap::cause;
 use crate::privileged::{csr, fence, mmu, trap};
 use crate::slots::{self, set};
@@ -91,12 +91,13 @@ fn enter_supervisor(s: &mut [u64]) {
     set(s, slots::MENVCFG, envcfg::MACHINE);
 }
 
-/// The slot of the register that `name` means: an ABI name or `x` or `f` and a number.
+/// The slot of the register that `name` means: an ABI name or `x` or `f` and a number, or half of a vector register.
 fn register_slot(name: &str) -> Option<u16> {
     let numbered = |prefix: char| name.strip_prefix(prefix)?.parse::<u8>().ok().filter(|&n| n < 32);
     let named = |names: &[&str]| names.iter().position(|n| *n == name).map(|i| i as u8);
     let x = numbered('x').or_else(|| named(&slots::X_NAMES)).map(slots::x);
-    x.or_else(|| numbered('f').or_else(|| named(&slots::F_NAMES)).map(slots::f))
+    let f = || numbered('f').or_else(|| named(&slots::F_NAMES)).map(slots::f);
+    x.or_else(f).or_else(|| named(&slots::V_NAMES).map(|half| slots::V0 + u16::from(half)))
 }
 
 impl Isa for Riscv {
@@ -186,7 +187,8 @@ impl Isa for Riscv {
         const FIRST_CONTROL: usize = slots::PRIVILEGE as usize;
         let vectors = slots::V0 as usize..FIRST_CONTROL;
         let shown = slots::LAYOUT.slots.iter().zip(slots).enumerate();
-        let shown = shown.filter(|(i, _)| !vectors.contains(i));
+        let with_vectors = vector_on(slots);
+        let shown = shown.filter(|(i, _)| with_vectors || !vectors.contains(i));
         let mut all = vec![Register { name: "pc".into(), value: pc }];
         all.extend(shown.map(|(_, (info, value))| Register { name: info.name.into(), value: *value }));
         all
