@@ -171,6 +171,15 @@ pub trait CpuEnv {
     /// # Errors
     /// The exception that it would raise.
     fn store(&mut self, va: u64, bytes: u32, value: u64) -> Result<(), Exception>;
+    /// Loads `data.len()` bytes at `va`, if they are in one page that was accessed before and has nothing special;
+    /// else does nothing and says false.
+    fn load_quickly(&mut self, _va: u64, _data: &mut [u8]) -> bool {
+        false
+    }
+    /// Stores `data` at `va`, likewise.
+    fn store_quickly(&mut self, _va: u64, _data: &[u8]) -> bool {
+        false
+    }
     /// The accumulated floating point flags (see [`crate::Code::FpFlagsGet`]).
     fn fp_flags(&mut self) -> u8;
     /// Sets them.

@@ -47,9 +47,8 @@ const EXTENSIONS: [&str; 24] = [
     "zbs",
 ];
 /// Those that V implies, and half precision.
-const VECTOR: [&str; 10] = [
-    "zve32f", "zve32x", "zve64d", "zve64f", "zve64x", "zvfh", "zvfhmin", "zvl128b", "zvl32b", "zvl64b",
-];
+const VECTOR: [&str; 10] =
+    ["zve32f", "zve32x", "zve64d", "zve64f", "zve64x", "zvfh", "zvfhmin", "zvl128b", "zvl32b", "zvl64b"];
 const TRANSLATION: [&str; 3] = ["svadu", "svinval", "svnapot"];
 
 /// A model of a hart.

@@ -31,7 +31,8 @@ fn qemu_reads_two_widths(sem: VectorSem, bits: u32) -> bool {
 fn answers(records: &[u8]) -> Option<Vec<u8>> {
     let path = std::env::temp_dir().join(format!("plinth-legal-{}", std::process::id()));
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/legal.c");
-    let made = Command::new("riscv64-linux-gnu-gcc").args(["-O1", "-static", "-o"]).arg(&path).arg(source).status();
+    let made =
+        Command::new("riscv64-linux-gnu-gcc").args(["-O1", "-static", "-o"]).arg(&path).arg(source).status();
     if !made.ok()?.success() {
         return None;
     }
@@ -107,8 +108,13 @@ fn legality_agrees_with_qemu() {
             count += 1;
             let text = disasm::disassemble(&bits.to_le_bytes(), 0).0;
             let verdict = if ours { "legal here" } else { "illegal here" };
-            writeln!(differences, "{text:36} vtype {:#x} vstart {}: {verdict}", config.vtype(), config.vstart())
-                .unwrap();
+            writeln!(
+                differences,
+                "{text:36} vtype {:#x} vstart {}: {verdict}",
+                config.vtype(),
+                config.vstart()
+            )
+            .unwrap();
         }
     }
     assert!(differences.is_empty(), "{count} differ\n{differences}");

@@ -124,7 +124,6 @@ fn all_rows_agree() {
 fn random_words_agree() {
     let mut rng = Rng::new(6);
     // What ends in 11111 is longer than 32 bits.
-    let words: Vec<u32> =
-        (0..20_000).map(|_| rng.next() as u32 | 3).filter(|w| w & 31 != 31).collect();
+    let words: Vec<u32> = (0..20_000).map(|_| rng.next() as u32 | 3).filter(|w| w & 31 != 31).collect();
     compare(&words, "random");
 }

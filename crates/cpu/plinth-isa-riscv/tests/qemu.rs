@@ -177,7 +177,9 @@ fn run_qemu(p: &Program, seed: u64) -> Option<Vec<u8>> {
     std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o755);
     std::fs::set_permissions(&path, permissions).unwrap();
     let output = Command::new("qemu-riscv64").arg("-cpu").arg("max").arg(&path).output();
-    if std::env::var_os("KEEP").is_none() { std::fs::remove_file(&path).unwrap(); }
+    if std::env::var_os("KEEP").is_none() {
+        std::fs::remove_file(&path).unwrap();
+    }
     match output {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
         output => {

@@ -88,7 +88,13 @@ impl Generator {
 
     /// Appends vector instruction `bits`, after what keeps its addresses inside the window and, sometimes, a start
     /// that is not zero.
-    pub(super) fn vector_instruction(&mut self, out: &mut Vec<Insn>, row: &'static Row, sem: VectorSem, bits: u32) {
+    pub(super) fn vector_instruction(
+        &mut self,
+        out: &mut Vec<Insn>,
+        row: &'static Row,
+        sem: VectorSem,
+        bits: u32,
+    ) {
         let mut bits = bits;
         if let VectorSem::Load(kind, eew) | VectorSem::Store(kind, eew) = sem {
             match kind {
@@ -104,7 +110,8 @@ impl Generator {
                     let (rd, again) = (self.free_register(), self.free_register());
                     let vs2 = (bits >> 20 & 31) as u8;
                     out.extend(insn("vsetvli", rd, 0, 0, indices));
-                    let and = insn("vand.vi", vs2, 0, vs2, MAX_INDEX).map(|i| Insn { bits: i.bits | 1 << 25, ..i });
+                    let and =
+                        insn("vand.vi", vs2, 0, vs2, MAX_INDEX).map(|i| Insn { bits: i.bits | 1 << 25, ..i });
                     out.extend(and);
                     out.extend(insn("vsetvli", again, BASE, 0, self.config.vtype() as i32));
                 }

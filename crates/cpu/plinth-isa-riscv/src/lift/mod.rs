@@ -10,9 +10,9 @@ mod emit;
 mod float;
 mod integer;
 mod memory;
-mod vector;
 #[cfg(test)]
 mod tests;
+mod vector;
 
 use plinth_ir::{Block, LiftError, LiftRequest};
 

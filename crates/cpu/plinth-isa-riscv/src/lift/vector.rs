@@ -189,7 +189,13 @@ impl Lifter<'_> {
     }
 
     /// The same for an access of memory; with `bytes`, it must not cross a page.
-    fn guarded_access(&mut self, d: &Decoded, config: Config, bytes: Option<u64>, fast: impl FnOnce(&mut Self)) {
+    fn guarded_access(
+        &mut self,
+        d: &Decoded,
+        config: Config,
+        bytes: Option<u64>,
+        fast: impl FnOnce(&mut Self),
+    ) {
         self.guarded_by(d, Guard::Config(config), bytes, fast);
     }
 
@@ -478,7 +484,8 @@ impl Lifter<'_> {
         let (true, Some(round), 5 | 6) = (usable, round, sew) else { return false };
         self.guarded(d, Guard::Config(config), |l| {
             l.use_float(d, true);
-            let scalar = (d.bits >> 12 & 7 == 5).then(|| l.f(d.rs1, if sew == 5 { Ty::F32 } else { Ty::F64 }));
+            let scalar =
+                (d.bits >> 12 & 7 == 5).then(|| l.f(d.rs1, if sew == 5 { Ty::F32 } else { Ty::F64 }));
             for i in 0..(config.vlmax() as u16) {
                 let operands = [Some(d.rs2), scalar.is_none().then_some(d.rs1), Some(d.rd)];
                 let values = operands.map(|r| r.map_or(scalar.unwrap_or(Val::NONE), |r| l.lane(r, i, sew)));

@@ -3,13 +3,14 @@
 use plinth_ir::{Code, FpCond};
 
 use super::format::{
-    V_ACC, V_ACC_F, V_ACC_X, V_CARRY, V_CARRY_I, V_CARRY_X, V_FROM_F, V_FROM_I, V_FROM_V, V_FROM_X, V_INDEX, V_LOAD,
-    V_LOAD_INDEXED, V_LOAD_STRIDED, V_LOAD_WHOLE, V_MERGE_F, V_PLAIN, V_PLAIN_I, V_PLAIN_X, V_SETVL, V_SETVLI, V_SETVLII,
-    V_TO_F, V_TO_X, V_TO_X_MASKED, V_UNARY, V_VF, V_VI, V_VU, V_VV, V_VX, V_WHOLE,
+    V_ACC, V_ACC_F, V_ACC_X, V_CARRY, V_CARRY_I, V_CARRY_X, V_FROM_F, V_FROM_I, V_FROM_V, V_FROM_X, V_INDEX,
+    V_LOAD, V_LOAD_INDEXED, V_LOAD_STRIDED, V_LOAD_WHOLE, V_MERGE_F, V_PLAIN, V_PLAIN_I, V_PLAIN_X, V_SETVL,
+    V_SETVLI, V_SETVLII, V_TO_F, V_TO_X, V_TO_X_MASKED, V_UNARY, V_VF, V_VI, V_VU, V_VV, V_VX, V_WHOLE,
 };
 use super::{Ext, Format, Row, Sem, row};
 use crate::vector::sem::{
-    Compare, Conversion, FloatForm, Form, Integer, MaskLogic, MaskPrefix, Memory, Number, Sign, Slide, VectorSem,
+    Compare, Conversion, FloatForm, Form, Integer, MaskLogic, MaskPrefix, Memory, Number, Sign, Slide,
+    VectorSem,
 };
 
 const OPIVV: u32 = 0 << 12;
@@ -28,7 +29,14 @@ const fn op(name: &'static str, funct6: u32, rest: u32, format: &'static Format,
 }
 
 /// A load or store: the number of its width of elements, and what else is fixed.
-const fn memory(name: &'static str, major: u32, eew: u8, rest: u32, format: &'static Format, sem: VectorSem) -> Row {
+const fn memory(
+    name: &'static str,
+    major: u32,
+    eew: u8,
+    rest: u32,
+    format: &'static Format,
+    sem: VectorSem,
+) -> Row {
     let width = [0, 5, 6, 7][eew as usize];
     row(name, Ext::V, major | width << 12 | rest, format, Sem::Vector(sem))
 }
@@ -120,18 +128,95 @@ macro_rules! width {
     ($bits:literal, $eew:literal) => {
         &[
             memory(concat!("vle", $bits, ".v"), LOAD, $eew, 0, &V_LOAD, load(Memory::Unit, $eew)),
-            memory(concat!("vle", $bits, "ff.v"), LOAD, $eew, 16 << 20, &V_LOAD, load(Memory::FaultOnlyFirst, $eew)),
-            memory(concat!("vlse", $bits, ".v"), LOAD, $eew, 2 << 26, &V_LOAD_STRIDED, load(Memory::Strided, $eew)),
-            memory(concat!("vluxei", $bits, ".v"), LOAD, $eew, 1 << 26, &V_LOAD_INDEXED, load(Memory::Indexed, $eew)),
-            memory(concat!("vloxei", $bits, ".v"), LOAD, $eew, 3 << 26, &V_LOAD_INDEXED, load(Memory::Indexed, $eew)),
-            memory(concat!("vl1re", $bits, ".v"), LOAD, $eew, whole(1), &V_LOAD_WHOLE, load(Memory::Whole, $eew)),
-            memory(concat!("vl2re", $bits, ".v"), LOAD, $eew, whole(2), &V_LOAD_WHOLE, load(Memory::Whole, $eew)),
-            memory(concat!("vl4re", $bits, ".v"), LOAD, $eew, whole(4), &V_LOAD_WHOLE, load(Memory::Whole, $eew)),
-            memory(concat!("vl8re", $bits, ".v"), LOAD, $eew, whole(8), &V_LOAD_WHOLE, load(Memory::Whole, $eew)),
+            memory(
+                concat!("vle", $bits, "ff.v"),
+                LOAD,
+                $eew,
+                16 << 20,
+                &V_LOAD,
+                load(Memory::FaultOnlyFirst, $eew),
+            ),
+            memory(
+                concat!("vlse", $bits, ".v"),
+                LOAD,
+                $eew,
+                2 << 26,
+                &V_LOAD_STRIDED,
+                load(Memory::Strided, $eew),
+            ),
+            memory(
+                concat!("vluxei", $bits, ".v"),
+                LOAD,
+                $eew,
+                1 << 26,
+                &V_LOAD_INDEXED,
+                load(Memory::Indexed, $eew),
+            ),
+            memory(
+                concat!("vloxei", $bits, ".v"),
+                LOAD,
+                $eew,
+                3 << 26,
+                &V_LOAD_INDEXED,
+                load(Memory::Indexed, $eew),
+            ),
+            memory(
+                concat!("vl1re", $bits, ".v"),
+                LOAD,
+                $eew,
+                whole(1),
+                &V_LOAD_WHOLE,
+                load(Memory::Whole, $eew),
+            ),
+            memory(
+                concat!("vl2re", $bits, ".v"),
+                LOAD,
+                $eew,
+                whole(2),
+                &V_LOAD_WHOLE,
+                load(Memory::Whole, $eew),
+            ),
+            memory(
+                concat!("vl4re", $bits, ".v"),
+                LOAD,
+                $eew,
+                whole(4),
+                &V_LOAD_WHOLE,
+                load(Memory::Whole, $eew),
+            ),
+            memory(
+                concat!("vl8re", $bits, ".v"),
+                LOAD,
+                $eew,
+                whole(8),
+                &V_LOAD_WHOLE,
+                load(Memory::Whole, $eew),
+            ),
             memory(concat!("vse", $bits, ".v"), STORE, $eew, 0, &V_LOAD, store(Memory::Unit, $eew)),
-            memory(concat!("vsse", $bits, ".v"), STORE, $eew, 2 << 26, &V_LOAD_STRIDED, store(Memory::Strided, $eew)),
-            memory(concat!("vsuxei", $bits, ".v"), STORE, $eew, 1 << 26, &V_LOAD_INDEXED, store(Memory::Indexed, $eew)),
-            memory(concat!("vsoxei", $bits, ".v"), STORE, $eew, 3 << 26, &V_LOAD_INDEXED, store(Memory::Indexed, $eew)),
+            memory(
+                concat!("vsse", $bits, ".v"),
+                STORE,
+                $eew,
+                2 << 26,
+                &V_LOAD_STRIDED,
+                store(Memory::Strided, $eew),
+            ),
+            memory(
+                concat!("vsuxei", $bits, ".v"),
+                STORE,
+                $eew,
+                1 << 26,
+                &V_LOAD_INDEXED,
+                store(Memory::Indexed, $eew),
+            ),
+            memory(
+                concat!("vsoxei", $bits, ".v"),
+                STORE,
+                $eew,
+                3 << 26,
+                &V_LOAD_INDEXED,
+                store(Memory::Indexed, $eew),
+            ),
         ]
     };
 }
@@ -405,8 +490,20 @@ pub(super) static ROWS: &[&[Row]] = &[
         unary("vfclass.v", 0x13, OPFVV, 0x10, VectorSem::Classify),
         op("vfmerge.vfm", 0x17, OPFVF, &V_MERGE_F, VectorSem::Merge),
         op("vfmv.v.f", 0x17, OPFVF | VM, &V_FROM_F, VectorSem::Move),
-        op("vmfgt.vf", 0x1d, OPFVF, &V_VF, VectorSem::FloatCompare { cond: FpCond::Lt, swap: true, not: false }),
-        op("vmfge.vf", 0x1f, OPFVF, &V_VF, VectorSem::FloatCompare { cond: FpCond::Le, swap: true, not: false }),
+        op(
+            "vmfgt.vf",
+            0x1d,
+            OPFVF,
+            &V_VF,
+            VectorSem::FloatCompare { cond: FpCond::Lt, swap: true, not: false },
+        ),
+        op(
+            "vmfge.vf",
+            0x1f,
+            OPFVF,
+            &V_VF,
+            VectorSem::FloatCompare { cond: FpCond::Le, swap: true, not: false },
+        ),
         op("vfrdiv.vf", 0x21, OPFVF, &V_VF, VectorSem::Float(Code::FDiv, FloatForm::Reverse)),
         op("vfrsub.vf", 0x27, OPFVF, &V_VF, VectorSem::Float(Code::FSub, FloatForm::Reverse)),
     ],

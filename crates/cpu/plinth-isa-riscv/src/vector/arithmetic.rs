@@ -223,7 +223,13 @@ impl Unit<'_, '_> {
         self.floats_done(floats.flags);
     }
 
-    pub(super) fn mul_add(&mut self, negate_product: bool, negate_addend: bool, addend_is_vd: bool, wide: bool) {
+    pub(super) fn mul_add(
+        &mut self,
+        negate_product: bool,
+        negate_addend: bool,
+        addend_is_vd: bool,
+        wide: bool,
+    ) {
         let (vd, vs2, scalar) = (self.vd(), self.vs2(), self.scalar());
         let (width, eew) = (self.width(), self.config.sew());
         let (to_width, to) = if wide { (width + 1, eew + 1) } else { (width, eew) };

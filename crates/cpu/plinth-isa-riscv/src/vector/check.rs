@@ -1,5 +1,7 @@
 //! Which vector instructions are legal: reserved encodings raise the illegal-instruction exception (3.4, 5.2, 5.3).
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::config::Config;
 use super::sem::{FloatForm, Form, Memory, Number, Slide, VectorSem};
 
@@ -53,6 +55,26 @@ impl Group {
             source.emul >= 0 && self.reg + self.count() == source.reg + source.count()
         }
     }
+}
+
+/// Instructions that were found to be legal: their bits, `vtype`, and whether they start at 0. What is legal is always
+/// that, so threads need no order among them.
+static LEGAL: [AtomicU64; 1024] = [const { AtomicU64::new(0) }; 1024];
+
+/// As [`is_legal`], quicker for what was asked before.
+pub(super) fn is_legal_again(sem: VectorSem, bits: u32, config: Config) -> bool {
+    const USED: u64 = 1 << 63;
+    let started = u64::from(config.vstart() != 0) << 41 | u64::from(config.is_ill()) << 40;
+    let key = USED | started | (config.vtype() & 0xff) << 32 | u64::from(bits);
+    let entry = &LEGAL[(key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) as usize];
+    if entry.load(Ordering::Relaxed) == key {
+        return true;
+    }
+    let legal = is_legal(sem, bits, config);
+    if legal {
+        entry.store(key, Ordering::Relaxed);
+    }
+    legal
 }
 
 /// What an instruction reads and writes.
@@ -174,7 +196,9 @@ fn shape(sem: VectorSem, bits: u32, config: Config) -> Option<Shape> {
             sources: [Some(Group::mask(vs2)), Some(Group::mask(vs1))],
             ..Shape::default()
         },
-        Count | Find => Shape { sources: [Some(Group::mask(vs2)), None], from_zero: true, ..Shape::default() },
+        Count | Find => {
+            Shape { sources: [Some(Group::mask(vs2)), None], from_zero: true, ..Shape::default() }
+        }
         Prefix(_) => Shape {
             dst: Some(Group::mask(vd)),
             sources: [Some(Group::mask(vs2)), None],
@@ -182,9 +206,7 @@ fn shape(sem: VectorSem, bits: u32, config: Config) -> Option<Shape> {
             from_zero: true,
             ..Shape::default()
         },
-        Iota => {
-            Shape { sources: [Some(Group::mask(vs2)), None], apart: true, from_zero: true, ..elements }
-        }
+        Iota => Shape { sources: [Some(Group::mask(vs2)), None], apart: true, from_zero: true, ..elements },
         Index => Shape { sources: [None; 2], ..elements },
         Extend(by, _) => {
             let by = i32::from(by);
@@ -222,9 +244,7 @@ fn shape(sem: VectorSem, bits: u32, config: Config) -> Option<Shape> {
             let sources = [Some(same(vs2)), None];
             let (shape, dst, src) = match form {
                 FloatForm::Widen => (Shape { dst: Some(wide(vd)), sources, ..elements }, sew + 1, sew),
-                FloatForm::Narrow => {
-                    (Shape { sources: [Some(wide(vs2)), None], ..elements }, sew, sew + 1)
-                }
+                FloatForm::Narrow => (Shape { sources: [Some(wide(vs2)), None], ..elements }, sew, sew + 1),
                 _ => (Shape { sources, ..elements }, sew, sew),
             };
             // The narrower float counts: the other one is a float then, or an integer.

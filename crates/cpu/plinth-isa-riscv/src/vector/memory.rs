@@ -3,6 +3,10 @@
 use super::config::{Config, VLENB};
 use super::sem::Memory;
 use super::{Stop, Unit};
+use crate::slots;
+
+/// Bytes of the largest group of registers.
+const MAX_BYTES: usize = 8 * VLENB as usize;
 
 /// Where the elements of a load or store are.
 struct Access {
@@ -23,7 +27,8 @@ struct Access {
 impl Unit<'_, '_> {
     fn access(&self, kind: Memory, eew: u32) -> Access {
         let fields = (self.d.bits >> 29) + 1;
-        let emul = self.config.lmul() + if kind == Memory::Indexed { 0 } else { eew as i32 - self.width() as i32 };
+        let emul =
+            self.config.lmul() + if kind == Memory::Indexed { 0 } else { eew as i32 - self.width() as i32 };
         let width = if kind == Memory::Indexed { self.width() } else { eew };
         let elements = self.elements();
         let to = match kind {
@@ -49,6 +54,23 @@ impl Unit<'_, '_> {
         }
     }
 
+    /// The bytes of registers from `reg` on.
+    fn get_bytes(&self, reg: u32, data: &mut [u8]) {
+        let first = usize::from(slots::V0) + 2 * reg as usize;
+        for (to, word) in data.chunks_mut(8).zip(&self.cpu.slots[first..]) {
+            to.copy_from_slice(&word.to_le_bytes()[..to.len()]);
+        }
+    }
+
+    fn set_bytes(&mut self, reg: u32, data: &[u8]) {
+        let first = usize::from(slots::V0) + 2 * reg as usize;
+        for (from, word) in data.chunks(8).zip(&mut self.cpu.slots[first..]) {
+            let mut bytes = word.to_le_bytes();
+            bytes[..from.len()].copy_from_slice(from);
+            *word = u64::from_le_bytes(bytes);
+        }
+    }
+
     /// Address of the first field of element `i`.
     fn address(&self, access: &Access, i: u64) -> u64 {
         let offset = match access.kind {
@@ -58,23 +80,22 @@ impl Unit<'_, '_> {
         access.base.wrapping_add(offset)
     }
 
-    /// True if each word of eight bytes can be accessed at once: there are only adjacent elements.
-    fn is_plain(&self, access: &Access) -> bool {
+    /// Bytes of the access if they are adjacent and all of them are accessed.
+    fn plain_bytes(&self, access: &Access) -> Option<usize> {
         let adjacent = !matches!(access.kind, Memory::Strided | Memory::Indexed) && access.fields == 1;
-        adjacent && !self.is_masked() && access.from == 0 && access.base.is_multiple_of(8)
+        let plain = adjacent && !self.is_masked() && access.from == 0 && access.to > 0;
+        plain.then_some((access.to << access.width) as usize)
     }
 
     pub(super) fn load(&mut self, kind: Memory, eew: u32) -> Result<(), Stop> {
-        let mut access = self.access(kind, eew);
+        let access = self.access(kind, eew);
         let (vd, width, bytes) = (self.vd(), access.width, 1 << access.width);
-        if self.is_plain(&access) {
-            let words = access.to << width >> 3;
-            for word in 0..words {
-                // Whatever is wrong comes up again, element by element.
-                let Ok(value) = self.cpu.env.load(access.base.wrapping_add(8 * word), 8) else { break };
-                self.set(vd, word, 3, value);
-                access.from = (word + 1) << 3 >> width;
-            }
+        let mut data = [0; MAX_BYTES];
+        if let Some(data) = self.plain_bytes(&access).and_then(|n| data.get_mut(..n))
+            && self.cpu.env.load_quickly(access.base, data)
+        {
+            self.set_bytes(vd, data);
+            return Ok(());
         }
         for i in access.from..access.to {
             if !self.is_active(i) {
@@ -97,16 +118,13 @@ impl Unit<'_, '_> {
     }
 
     pub(super) fn store(&mut self, kind: Memory, eew: u32) -> Result<(), Stop> {
-        let mut access = self.access(kind, eew);
+        let access = self.access(kind, eew);
         let (vd, width, bytes) = (self.vd(), access.width, 1 << access.width);
-        if self.is_plain(&access) {
-            let words = access.to << width >> 3;
-            for word in 0..words {
-                let value = self.get(vd, word, 3);
-                if self.cpu.env.store(access.base.wrapping_add(8 * word), 8, value).is_err() {
-                    break;
-                }
-                access.from = (word + 1) << 3 >> width;
+        let mut data = [0; MAX_BYTES];
+        if let Some(data) = self.plain_bytes(&access).and_then(|n| data.get_mut(..n)) {
+            self.get_bytes(vd, data);
+            if self.cpu.env.store_quickly(access.base, data) {
+                return Ok(());
             }
         }
         for i in access.from..access.to {

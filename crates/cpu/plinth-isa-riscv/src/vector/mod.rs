@@ -3,13 +3,13 @@
 //! The helper [`execute`] runs any of them on the hart's state, element by element, and is what all others are
 //! measured by. Elements that an agnostic policy leaves open keep their values.
 
+mod arithmetic;
 mod check;
 mod config;
 mod float;
 mod integer;
 mod mask;
 mod memory;
-mod arithmetic;
 mod permute;
 pub mod sem;
 #[cfg(test)]
@@ -46,7 +46,7 @@ pub fn execute(cpu: &mut Cpu<'_>, insn: u64, _: u64, _: u64) -> HelperResult {
     let d = Decoder::new().decode(insn as u32);
     let Some(Sem::Vector(sem)) = d.row.map(|row| row.sem) else { return illegal(insn) };
     let config = Config::of(cpu.slots);
-    if !vector_on(cpu.slots) || !is_legal(sem, d.bits, config) {
+    if !vector_on(cpu.slots) || !check::is_legal_again(sem, d.bits, config) {
         return illegal(insn);
     }
     let mut unit = Unit { cpu, d, config };

@@ -9,8 +9,7 @@ use crate::slots::{self, set};
 impl Unit<'_, '_> {
     /// vd = b where the mask is set, else a; without a mask, b everywhere.
     pub(super) fn merge(&mut self) {
-        let (vd, vs2, vs1, width, scalar) =
-            (self.vd(), self.vs2(), self.vs1(), self.width(), self.scalar());
+        let (vd, vs2, vs1, width, scalar) = (self.vd(), self.vs2(), self.vs1(), self.width(), self.scalar());
         for i in self.elements() {
             let value = if self.is_active(i) {
                 scalar.unwrap_or_else(|| self.get(vs1, i, width))

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use plinth_ir::interp::{Atomic, Machine, MemAccess, Next, Program, Site, WORDS, run};
 use plinth_ir::{
-    Block, Cpu, CpuEnv, Exception, HelperFn, HelperResult, LiftError, LiftRequest, Mode, PhysFault, Ty, eval_amo,
-    flags, verify,
+    Block, Cpu, CpuEnv, Exception, HelperFn, HelperResult, LiftError, LiftRequest, Mode, PhysFault, Ty,
+    eval_amo, flags, verify,
 };
 use plinth_isa_riscv::helper::HelperId;
 use plinth_isa_riscv::mode::{RiscvMode, Unit, mmu, privilege};
-use plinth_isa_riscv::privileged::state::{misa_bit, status};
 use plinth_isa_riscv::privileged::csr;
+use plinth_isa_riscv::privileged::state::{misa_bit, status};
 use plinth_isa_riscv::{compute, lift, slots, vector};
 use plinth_vcpu::{Platform, SystemEvent, TlbFlush, VcpuControl};
 
@@ -57,16 +57,7 @@ impl Hart {
         let mut words = Box::new([0; WORDS]);
         words[usize::from(slots::MSTATUS)] = status::FS | status::VS;
         words[usize::from(slots::MISA)] = misa_bit(b'V');
-        Self {
-            words,
-            memory,
-            base,
-            pc: base,
-            mode: USER,
-            fp_flags: 0,
-            max_insns: 64,
-            reservation: None,
-        }
+        Self { words, memory, base, pc: base, mode: USER, fp_flags: 0, max_insns: 64, reservation: None }
     }
 
     pub fn x(&self, r: u8) -> u64 {
