@@ -1,13 +1,16 @@
 //! Vector instructions, with results from the specification (Volume I, "V" standard extension). Each program runs with
-//! what is done in line, and with the helper alone.
+//! what is done in line, with that in the way of a kernel, and with the helper alone.
 
 mod common;
 
 use common::{Hart, Stop};
+use plinth_ir::HelperResult;
+use plinth_isa_riscv::decode::Decoder;
 use plinth_isa_riscv::generate::{by_name, encode};
 use plinth_isa_riscv::mode::Unit;
-use plinth_isa_riscv::slots;
+use plinth_isa_riscv::table::Sem;
 use plinth_isa_riscv::vector::Config;
+use plinth_isa_riscv::{slots, vector};
 
 const BASE: u64 = 0x8000_0000;
 const DATA: u64 = BASE + 0x1000;
@@ -98,7 +101,19 @@ fn config(h: &mut Hart) -> Config {
     Config(*h.slot(slots::VCONFIG))
 }
 
-fn start(unit: Unit, words: &[u32], setup: impl Fn(&mut Hart)) -> Hart {
+/// Ways to run vector instructions.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// In line where it can be.
+    Inline,
+    /// The same, in code that asks whether the unit is on.
+    Kernel,
+    /// With the helper alone.
+    Helper,
+}
+use Way::{Helper, Inline, Kernel};
+
+fn start(way: Way, words: &[u32], setup: impl Fn(&mut Hart)) -> Hart {
     let mut memory = vec![0; (END - BASE) as usize];
     for (i, word) in words.iter().enumerate() {
         memory[4 * i..][..4].copy_from_slice(&word.to_le_bytes());
@@ -107,24 +122,54 @@ fn start(unit: Unit, words: &[u32], setup: impl Fn(&mut Hart)) -> Hart {
         *byte = i as u8;
     }
     let mut h = Hart::new(BASE, memory);
-    h.mode.vector = unit;
-    *h.slot(slots::PRIVILEGE) = 0;
+    h.mode.vector = if way == Kernel { Unit::Check } else { Unit::On };
     setup(&mut h);
     h
 }
 
-/// Runs `words` in both ways, which must leave the same state, up to the illegal instruction behind them.
-fn run(words: &[u32], setup: impl Fn(&mut Hart)) -> Hart {
-    let mut inline = start(Unit::On, words, &setup);
-    let mut helper = start(Unit::Check, words, &setup);
-    for h in [&mut inline, &mut helper] {
-        assert_eq!(h.run(1000), Stop::Exception(2, 0), "at {:#x}", h.pc - BASE);
-        assert_eq!(h.pc, BASE + 4 * words.len() as u64);
+/// Goes on until something stops the hart.
+fn go(way: Way, h: &mut Hart) -> Stop {
+    if way != Helper {
+        return h.run(1000);
     }
-    // `frm` is part of the mode, and only helpers look at the slot.
-    *inline.slot(slots::FRM) = *helper.slot(slots::FRM);
-    assert!(inline.words[1..slots::COUNT] == helper.words[1..slots::COUNT] && inline.memory == helper.memory);
-    assert_eq!(inline.fp_flags, helper.fp_flags);
+    h.max_insns = 1;
+    loop {
+        let word = u32::from_le_bytes(h.bytes(h.pc, 4).unwrap().try_into().unwrap());
+        let is_vector = Decoder::new().decode(word).row.is_some_and(|row| matches!(row.sem, Sem::Vector(_)));
+        let stop = if is_vector {
+            match h.call(vector::execute, [word.into(), 0, 0]) {
+                HelperResult::Next(_) => {
+                    h.pc += 4;
+                    continue;
+                }
+                HelperResult::Raise(e) => Stop::Exception(e.code as i32, e.value),
+                HelperResult::Jump => panic!("vector instructions do not jump"),
+            }
+        } else {
+            h.run(1)
+        };
+        if stop != Stop::Limit {
+            return stop;
+        }
+    }
+}
+
+/// Runs `words` in all ways, which must leave the same state, up to the illegal instruction behind them.
+fn run(words: &[u32], setup: impl Fn(&mut Hart)) -> Hart {
+    let [inline, kernel, helper] = [Inline, Kernel, Helper].map(|way| {
+        let mut h = start(way, words, &setup);
+        assert_eq!(go(way, &mut h), Stop::Exception(2, 0), "at {:#x}", h.pc - BASE);
+        assert_eq!(h.pc, BASE + 4 * words.len() as u64);
+        // It is part of the mode, and only helpers look at the slot.
+        *h.slot(slots::FRM) = 0;
+        h
+    });
+    for other in [inline, kernel] {
+        assert!(
+            other.words[1..slots::COUNT] == helper.words[1..slots::COUNT] && other.memory == helper.memory
+        );
+        assert_eq!(other.fp_flags, helper.fp_flags);
+    }
     helper
 }
 
@@ -134,10 +179,10 @@ fn refused(before: &[u32], word: u32) {
 }
 
 fn refused_with(before: &[u32], word: u32, setup: impl Fn(&mut Hart)) {
-    for unit in [Unit::On, Unit::Check] {
+    for way in [Inline, Kernel, Helper] {
         let words: Vec<_> = before.iter().copied().chain([word]).collect();
-        let mut h = start(unit, &words, &setup);
-        assert_eq!(h.run(100), Stop::Exception(2, word.into()), "{word:#x}");
+        let mut h = start(way, &words, &setup);
+        assert_eq!(go(way, &mut h), Stop::Exception(2, word.into()), "{word:#x}");
         assert_eq!(h.pc, BASE + 4 * before.len() as u64);
     }
 }
@@ -551,35 +596,35 @@ fn loads_and_stores() {
 #[test]
 fn faults_stop_at_their_element() {
     let words = [set(8, E16), v("vle16.v", 16, 0, 5), v("vse16.v", 16, 0, 6)];
-    let mut h = start(Unit::Check, &words, |h| {
+    let mut h = start(Helper, &words, |h| {
         put(h, 16, &[0xee; 16]);
         h.set_xs(&[(5, END - 6), (6, DATA)]);
     });
     // The first three elements are there.
-    assert_eq!(h.run(100), Stop::Exception(5, END));
+    assert_eq!(go(Helper, &mut h), Stop::Exception(5, END));
     assert_eq!((h.pc, config(&mut h).vstart(), config(&mut h).vl()), (BASE + 4, 3, 8));
     assert_eq!(bytes(&mut h, 16, 8), [0xfa, 0xfb, 0xfc, 0xfd, 0xfe, 0xff, 0xee, 0xee]);
     // From there on it goes on: elements 0 to 2 are not loaded again.
     h.set_x(5, DATA);
-    h.run(100);
+    go(Helper, &mut h);
     assert_eq!(config(&mut h).vstart(), 0);
     assert_eq!(bytes(&mut h, 16, 8), [0xfa, 0xfb, 0xfc, 0xfd, 0xfe, 0xff, 6, 7]);
     // Stores, and in line: the exception is the same, and what has been done may be done again.
-    for unit in [Unit::On, Unit::Check] {
-        let mut h = start(unit, &[set_max(E16), v("vse16.v", 16, 0, 5)], |h| {
+    for way in [Inline, Kernel, Helper] {
+        let mut h = start(way, &[set_max(E16), v("vse16.v", 16, 0, 5)], |h| {
             put(h, 16, &[0xee; 16]);
             h.set_x(5, END - 6);
         });
-        let Stop::Exception(7, _) = h.run(100) else { panic!("no fault") };
+        let Stop::Exception(7, _) = go(way, &mut h) else { panic!("no fault") };
         assert_eq!(h.pc, BASE + 4);
         h.memory.extend([0; 16]);
-        h.run(100);
+        go(way, &mut h);
         assert_eq!(h.bytes(END - 6, 16).unwrap(), [0xee; 16]);
         assert_eq!(config(&mut h).vstart(), 0);
     }
     // A segment that faults in its second field stops at the segment.
-    let mut h = start(Unit::Check, &[set(4, E16), v("vle16.v", 16, 0, 5) | 1 << 29], |h| h.set_x(5, END - 6));
-    assert_eq!(h.run(100), Stop::Exception(5, END));
+    let mut h = start(Helper, &[set(4, E16), v("vle16.v", 16, 0, 5) | 1 << 29], |h| h.set_x(5, END - 6));
+    assert_eq!(go(Helper, &mut h), Stop::Exception(5, END));
     assert_eq!(config(&mut h).vstart(), 1);
 }
 
@@ -595,9 +640,9 @@ fn only_the_first_element_faults() {
     assert_eq!(bytes(&mut h, 17, 6), [0xf6, 0xf8, 0xfa, 0xfc, 0xfe, 0]);
     let mut h = run(&words[..2], |h| h.set_x(5, END - 16));
     assert_eq!((config(&mut h).vl(), bytes(&mut h, 16, 1)[0]), (16, 0xf0));
-    for unit in [Unit::On, Unit::Check] {
-        let mut h = start(unit, &words, |h| h.set_x(5, END));
-        assert_eq!(h.run(100), Stop::Exception(5, END));
+    for way in [Inline, Kernel, Helper] {
+        let mut h = start(way, &words, |h| h.set_x(5, END));
+        assert_eq!(go(way, &mut h), Stop::Exception(5, END));
         assert_eq!((h.pc, config(&mut h).vl()), (BASE + 4, 16));
     }
 }
@@ -607,10 +652,14 @@ fn reserved_instructions_are_illegal() {
     // No type is set, the unit is off.
     refused_with(&[], v("vadd.vv", 8, 9, 10), |h| *h.slot(slots::VCONFIG) = Config::ILLEGAL.0);
     refused_with(&[], masked("vmv1r.v", 8, 9, 0, 0), |h| *h.slot(slots::VCONFIG) = Config::ILLEGAL.0);
-    refused_with(&[], set(4, E32), |h| {
-        h.mode.vector = Unit::Off;
-        *h.slot(slots::MSTATUS) = 0;
-    });
+    for word in [set(4, E32), v("vadd.vv", 8, 9, 10), v("vle8.v", 8, 0, 5), masked("vmv1r.v", 8, 9, 0, 0)] {
+        refused_with(&[], word, |h| {
+            if h.mode.vector == Unit::On {
+                h.mode.vector = Unit::Off;
+            }
+            *h.slot(slots::MSTATUS) = 0;
+        });
+    }
     refused_with(&[set(4, E32)], v("vfadd.vv", 8, 9, 10), |h| {
         h.mode.fp = Unit::Off;
         *h.slot(slots::MSTATUS) = 3 << 9;

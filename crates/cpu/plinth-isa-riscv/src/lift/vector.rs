@@ -4,7 +4,7 @@
 //! The vector type is not part of the mode, since programs set it in every pass of a loop. Code is lifted for the type
 //! that was set last in program order, and compares one slot before it relies on that.
 
-use plinth_ir::{BlockBuilder, Code, Cond, Lane, Op, Ty, Val, VecOp, flags};
+use plinth_ir::{BlockBuilder, Code, Cond, LabelId, Lane, Op, Ty, Val, VecOp, flags};
 
 use super::emit::Lifter;
 use crate::decode::Decoded;
@@ -66,8 +66,7 @@ impl Lifter<'_> {
         if self.mode.vector == Unit::Off {
             return self.illegal(d);
         }
-        // A kernel's few vector instructions have no need of speed.
-        if self.mode.vector == Unit::On && self.vector_inline(d, sem) {
+        if self.vector_inline(d, sem) {
             return true;
         }
         self.vector_helper(d);
@@ -204,12 +203,13 @@ impl Lifter<'_> {
             Guard::Config(config) => known == config,
             Guard::Zero(bits) => known.0 & bits == 0,
         });
-        self.vector_dirty();
-        if certain && bytes.is_none() {
+        if certain && bytes.is_none() && !self.vector_may_be_off() {
+            self.vector_dirty();
             return fast(self);
         }
         let (slow, done) = (self.b.local_label(), self.b.local_label());
         let slot = Val::slot(slots::VCONFIG);
+        self.go_if_off(slow);
         match guard {
             _ if certain => {}
             Guard::Config(config) => {
@@ -227,11 +227,25 @@ impl Lifter<'_> {
             let offset = self.bin(Code::And, Ty::I64, base, mask);
             self.b.br(Cond::LtU, Ty::I64, last, offset, slow);
         }
+        self.vector_dirty();
         fast(self);
         self.b.jmp(done);
         self.b.bind(slow);
         self.vector_helper(d);
         self.b.bind(done);
+    }
+
+    /// It takes a look at `mstatus` to tell that the unit is on.
+    fn vector_may_be_off(&self) -> bool {
+        self.mode.vector == Unit::Check && !self.vector.dirty
+    }
+
+    fn go_if_off(&mut self, label: LabelId) {
+        if self.vector_may_be_off() {
+            let (unit, zero) = (self.constant(VS_DIRTY), self.constant(0));
+            let state = self.bin(Code::And, Ty::I64, Val::slot(slots::MSTATUS), unit);
+            self.b.br(Cond::Eq, Ty::I64, state, zero, label);
+        }
     }
 
     /// `vsetvli`, `vsetivli`, `vsetvl`.
@@ -240,6 +254,21 @@ impl Lifter<'_> {
         if d.bits >> 30 == 2 || config.is_ill() {
             return false;
         }
+        if self.vector_may_be_off() {
+            let (slow, done) = (self.b.local_label(), self.b.local_label());
+            self.go_if_off(slow);
+            self.set_config(d, config);
+            self.b.jmp(done);
+            self.b.bind(slow);
+            self.vector_helper(d);
+            self.b.bind(done);
+        } else {
+            self.set_config(d, config);
+        }
+        true
+    }
+
+    fn set_config(&mut self, d: &Decoded, config: Config) {
         let (max, slot) = (config.vlmax(), Val::slot(slots::VCONFIG));
         let fixed = match d.bits >> 30 {
             3 => Some(u64::from(d.zimm()).min(max)),
@@ -270,7 +299,6 @@ impl Lifter<'_> {
             self.vector.known = None;
         }
         self.vector.predicted = Some(config.with_vl(config.vlmax()));
-        true
     }
 
     fn set_rd(&mut self, d: &Decoded, value: Val) {

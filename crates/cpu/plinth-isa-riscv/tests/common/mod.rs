@@ -181,7 +181,7 @@ impl Hart {
         is_vector && matches!(self.call(csr::csr, [insn, 0, 0]), HelperResult::Next(_))
     }
 
-    fn call(&mut self, function: HelperFn, args: [u64; 3]) -> HelperResult {
+    pub fn call(&mut self, function: HelperFn, args: [u64; 3]) -> HelperResult {
         let mut env = Env { fp_flags: self.fp_flags, memory: &mut self.memory, base: self.base };
         *self.words.get_mut(usize::from(slots::FRM)).unwrap() = u64::from(self.mode.frm);
         let mut cpu = Cpu { slots: &mut self.words[..slots::COUNT], pc: self.pc, insn_len: 4, env: &mut env };
