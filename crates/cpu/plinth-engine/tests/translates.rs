@@ -26,7 +26,7 @@ fn every_block_of_vector_instructions_is_translated() {
         mmu: mmu::USER,
         privilege: privilege::USER,
         fp: Unit::On,
-        vector: Unit::On,
+        vector: Unit::Check,
         ..RiscvMode::default()
     };
     let mode = Mode { key: mode.key(), fetch: 0 };

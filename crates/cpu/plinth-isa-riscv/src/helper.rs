@@ -43,8 +43,6 @@ helpers! {
     FenceI = "fence_i",
     /// `fp_check(insn)`: illegal if `mstatus.FS` is Off.
     FpCheck = "fp_check",
-    /// `vector_check(insn)`: illegal if `mstatus.VS` is Off.
-    VectorCheck = "vector_check",
     /// `vector(insn)`: all of a vector instruction, given its bits.
     Vector = "vector",
     /// `clmul(a, b)`: low half of the carry-less product.

@@ -43,7 +43,6 @@ const fn function_of(id: HelperId) -> HelperFn {
         HelperId::SfenceOrder => fence::sfence_order,
         HelperId::FenceI => fence::fence_i,
         HelperId::FpCheck => fence::fp_check,
-        HelperId::VectorCheck => fence::vector_check,
         HelperId::Vector => vector::execute,
         HelperId::Clmul => compute::clmul,
         HelperId::Clmulh => compute::clmulh,

@@ -236,11 +236,12 @@ impl Lifter<'_> {
     }
 
     /// It takes a look at `mstatus` to tell that the unit is on.
-    fn vector_may_be_off(&self) -> bool {
+    pub(super) fn vector_may_be_off(&self) -> bool {
         self.mode.vector == Unit::Check && !self.vector.dirty
     }
 
-    fn go_if_off(&mut self, label: LabelId) {
+    /// Goes to `label` if the unit is off.
+    pub(super) fn go_if_off(&mut self, label: LabelId) {
         if self.vector_may_be_off() {
             let (unit, zero) = (self.constant(VS_DIRTY), self.constant(0));
             let state = self.bin(Code::And, Ty::I64, Val::slot(slots::MSTATUS), unit);

@@ -1,10 +1,10 @@
 //! Instructions that compute element by element, and reductions.
 
-use plinth_ir::softfloat::Env;
+use plinth_ir::softfloat::{Env, NX};
 use plinth_ir::{Code, FloatOp, FpCond, Round, Ty, eval_float, flags};
 
 use super::Unit;
-use super::float::{convert, default_nan, estimate};
+use super::float::{convert, default_nan, estimate, on_host};
 use super::integer::{Fixed, compare, low, signed};
 use super::sem::{Compare, Conversion, FloatForm, Form, Integer, Number, Sign};
 use crate::compute::class_of;
@@ -32,10 +32,17 @@ const fn float_type(eew: i32) -> Ty {
 struct Floats {
     round: Round,
     flags: u8,
+    /// The host may compute: it rounds as is wanted, and that a result is inexact is known already.
+    on_host: bool,
 }
 
 impl Floats {
     fn op(&mut self, code: Code, flags: u8, ty: Ty, operands: [u64; 3]) -> u64 {
+        if self.on_host
+            && let Some(value) = on_host(code, flags, ty, operands)
+        {
+            return value;
+        }
         let sub = self.round as u8;
         self.eval(FloatOp { code, ty, sub, flags, aux: 0 }, operands)
     }
@@ -70,8 +77,10 @@ impl Unit<'_, '_> {
         }
     }
 
-    fn floats(&self) -> Floats {
-        Floats { round: self.round().unwrap_or(Round::NearestEven), flags: 0 }
+    fn floats(&mut self) -> Floats {
+        let round = self.round().unwrap_or(Round::NearestEven);
+        let on_host = round == Round::NearestEven && self.cpu.env.fp_flags() & NX != 0;
+        Floats { round, flags: 0, on_host }
     }
 
     fn floats_done(&mut self, raised: u8) {
@@ -307,7 +316,7 @@ impl Unit<'_, '_> {
 
     /// vd = f(a), a of `from` and vd of `to` as binary logarithms of bits.
     fn map_float(&mut self, to: i32, from: i32, mut f: impl FnMut(&mut Env, u64) -> u64) {
-        let round = self.floats().round;
+        let round = self.round().unwrap_or(Round::NearestEven);
         let mut raised = 0;
         for i in self.elements() {
             if self.is_active(i) {

@@ -9,6 +9,9 @@ pub const VLEN: u64 = VLENB * 8;
 /// `vtype.vill`.
 const ILL: u64 = 1 << 63;
 
+/// The bits of the slot that are `vtype`.
+pub const VTYPE_MASK: u64 = ILL | 0xff;
+
 /// The slot [`slots::VCONFIG`]: `vtype` in bits 0 to 7, `vl` in bits 8 to 15, `vstart` in bits 16 to 23; `vtype.vill`
 /// in bit 63. One comparison of the slot tells translated code all that it relies on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +41,7 @@ impl Config {
     /// The CSR `vtype`.
     #[must_use]
     pub const fn vtype(self) -> u64 {
-        self.0 & (ILL | 0xff)
+        self.0 & VTYPE_MASK
     }
 
     /// The CSR `vl`.

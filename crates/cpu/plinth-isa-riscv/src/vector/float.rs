@@ -1,7 +1,7 @@
 //! Floating point on one element: what [`plinth_ir::softfloat`] does not have.
 
-use plinth_ir::Round;
 use plinth_ir::softfloat::{self, DZ, Env, F16, F32, F64, Float, NV, NX, OF};
+use plinth_ir::{Code, Round, Ty, flags};
 
 use super::sem::{Conversion, Number, Sign};
 use crate::slots::LAYOUT;
@@ -14,6 +14,38 @@ pub fn default_nan(eew: i32) -> u64 {
         5 => 1,
         _ => 2,
     }]
+}
+
+/// The result of an operation that the host computes to nearest even, where that raises no flag but inexact: it is a
+/// number between the smallest and the largest normal ones. `signs`: those of [`Code::FMulAdd`].
+#[must_use]
+pub fn on_host(code: Code, signs: u8, ty: Ty, operands: [u64; 3]) -> Option<u64> {
+    macro_rules! compute {
+        ($float:ty, $bits:ty) => {{
+            let [a, b, c] = operands.map(|v| <$float>::from_bits(v as $bits));
+            let value = match code {
+                Code::FAdd => a + b,
+                Code::FSub => a - b,
+                Code::FMul => a * b,
+                Code::FDiv => a / b,
+                Code::FSqrt => a.sqrt(),
+                Code::FMulAdd => {
+                    let a = if signs & flags::NEG_PRODUCT != 0 { -a } else { a };
+                    let c = if signs & flags::NEG_ADDEND != 0 { -c } else { c };
+                    a.mul_add(b, c)
+                }
+                _ => return None,
+            };
+            // A tiny number may have been rounded up to the smallest one.
+            let is_plain = value.is_finite() && value.abs() > <$float>::MIN_POSITIVE;
+            is_plain.then(|| u64::from(value.to_bits()))
+        }};
+    }
+    match ty {
+        Ty::F32 => compute!(f32, u32),
+        Ty::F64 => compute!(f64, u64),
+        _ => None,
+    }
 }
 
 /// Converts `a` of 1 << `from` bits to a number of 1 << `to` bits. `env` rounds, and has the default NaN of the result.

@@ -32,7 +32,7 @@ impl Unit<'_, '_> {
         let width = if kind == Memory::Indexed { self.width() } else { eew };
         let elements = self.elements();
         let to = match kind {
-            Memory::Whole => u64::from(fields) * VLENB >> width,
+            Memory::Whole => (u64::from(fields) * VLENB) >> width,
             Memory::Mask => elements.end.div_ceil(8),
             _ => elements.end,
         };

@@ -12,13 +12,11 @@ mod mask;
 mod memory;
 mod permute;
 pub mod sem;
-#[cfg(test)]
-mod tests;
 
 use plinth_ir::{Cpu, Exception, HelperResult, Round};
 
 pub use self::check::is_legal;
-pub use self::config::{Config, VLEN, VLENB, requested};
+pub use self::config::{Config, VLEN, VLENB, VTYPE_MASK, requested};
 use self::integer::low;
 use self::sem::VectorSem;
 use crate::decode::{Decoded, Decoder};

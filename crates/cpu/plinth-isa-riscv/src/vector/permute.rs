@@ -97,7 +97,7 @@ impl Unit<'_, '_> {
 
     pub(super) fn move_whole(&mut self, n: u8) {
         let width = self.width();
-        for i in self.config.vstart()..u64::from(n) * VLENB >> width {
+        for i in self.config.vstart()..(u64::from(n) * VLENB) >> width {
             let value = self.get(self.vs2(), i, width);
             self.set(self.vd(), i, width, value);
         }
