@@ -85,7 +85,7 @@ fn riscv64(machine: &MachineContext, cpu: &CpuOption) -> GuestCpu {
     let model = RiscvModel {
         paging: Paging::Sv39,
         aia: machine.board.name.ends_with("-aia"),
-        vector: cpu.get("v").unwrap_or(false),
+        vector: cpu.get("v").unwrap_or(true),
     };
     let text = |name: &str, value: &str| (name.to_owned(), CpuProperty::Text(value.to_owned()));
     let block = |name: &str| (name.to_owned(), CpuProperty::Cell(CACHE_BLOCK_BYTES));

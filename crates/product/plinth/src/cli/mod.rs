@@ -154,6 +154,7 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
     pub accel: AccelChoice,
     /// Properties of the guest's CPUs: PROPERTY=on|off[,...]. For riscv64: v, the vector extension
+    /// [default: v=on]
     #[arg(long, value_name = "PROPERTIES")]
     pub cpu: Option<CpuOption>,
     /// Kernel to start: a Linux image (also compressed) or an ELF program
