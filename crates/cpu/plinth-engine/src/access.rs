@@ -84,8 +84,8 @@ impl Core {
         self.write(va, bytes, value)
     }
 
-    /// Reads bytes of one page that the TLB has, the aligned words among them as such; else does nothing and says
-    /// false.
+    /// Reads bytes of one page that the TLB has, the aligned words among them as such; else does nothing and
+    /// says false.
     pub fn fast_read_bytes(&mut self, va: u64, data: &mut [u8]) -> bool {
         let mmu = self.mode.data();
         let e = field!(self.frame, tlb[mmu][tlb_index(va)]);
@@ -122,7 +122,8 @@ impl Core {
             let (now, later) = rest.split_at(bytes);
             let mut value = [0; 8];
             value[..bytes].copy_from_slice(now);
-            // SAFETY: the entry says that this page's RAM may be written; the access is aligned and inside it.
+            // SAFETY: the entry says that this page's RAM may be written; the access is aligned and inside
+            // it.
             unsafe { ram_write(to as *mut u8, bytes as u32, u64::from_le_bytes(value)) };
             to += bytes as u64;
             rest = later;

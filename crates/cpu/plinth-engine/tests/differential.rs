@@ -350,8 +350,8 @@ fn the_tiers_agree_on_vectors() {
     assert_eq!(exceptions, 0);
 }
 
-/// `PLINTH_FUZZ_INSNS`: how many instructions; `PLINTH_FUZZ_SEED`: where to start; `PLINTH_FUZZ_VECTORS`: vector
-/// instructions alone.
+/// `PLINTH_FUZZ_INSNS`: how many instructions; `PLINTH_FUZZ_SEED`: where to start; `PLINTH_FUZZ_VECTORS`:
+/// vector instructions alone.
 #[test]
 #[ignore = "long"]
 fn the_tiers_agree_for_long() {

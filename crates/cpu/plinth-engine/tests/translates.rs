@@ -1,4 +1,5 @@
-//! Blocks that the code generator refuses are interpreted, which is slow: it refuses none that the lifter makes.
+//! Blocks that the code generator refuses are interpreted, which is slow: it refuses none that the lifter
+//! makes.
 
 use plinth_codegen::frame::{Frame, Runtime};
 use plinth_codegen::{CodeMemory, Config, Translator};

@@ -161,18 +161,20 @@ pub trait CpuEnv {
     /// # Errors
     /// There is no RAM.
     fn cas_phys(&mut self, gpa: u64, old: u64, new: u64) -> Result<u64, PhysFault>;
-    /// Loads 1, 2, 4 or 8 bytes at guest virtual address `va`, zero-extended, as a load of the current mode does.
+    /// Loads 1, 2, 4 or 8 bytes at guest virtual address `va`, zero-extended, as a load of the current mode
+    /// does.
     ///
     /// # Errors
     /// The exception that it would raise.
     fn load(&mut self, va: u64, bytes: u32) -> Result<u64, Exception>;
-    /// Stores the low 1, 2, 4 or 8 bytes of `value` at `va`, as a store of the current mode does; all of them or none.
+    /// Stores the low 1, 2, 4 or 8 bytes of `value` at `va`, as a store of the current mode does; all of them
+    /// or none.
     ///
     /// # Errors
     /// The exception that it would raise.
     fn store(&mut self, va: u64, bytes: u32, value: u64) -> Result<(), Exception>;
-    /// Loads `data.len()` bytes at `va`, if they are in one page that was accessed before and has nothing special;
-    /// else does nothing and says false.
+    /// Loads `data.len()` bytes at `va`, if they are in one page that was accessed before and has nothing
+    /// special; else does nothing and says false.
     fn load_quickly(&mut self, _va: u64, _data: &mut [u8]) -> bool {
         false
     }

@@ -236,8 +236,8 @@ impl Generator {
         Some(bits)
     }
 
-    /// A random instruction. Targets of branches and jumps are random. A vector instruction is one for the vector
-    /// type that [`Generator::sequence`] has set.
+    /// A random instruction. Targets of branches and jumps are random. A vector instruction is one for the
+    /// vector type that [`Generator::sequence`] has set.
     pub fn instruction(&mut self) -> (&'static Row, u32) {
         loop {
             let row = self.rng.pick(&self.rows);

@@ -490,7 +490,8 @@ pub mod fuzz {
         }
     }
 
-    /// Vector instructions: each word is one, with a vector type and registers. They are executed, and lifted.
+    /// Vector instructions: each word is one, with a vector type and registers. They are executed, and
+    /// lifted.
     pub fn vector(data: &[u8]) {
         use plinth_ir::{Block, LiftRequest, Mode};
         const OPCODES: [u32; 4] = [0x57, 0x57, 0x07, 0x27];

@@ -19,7 +19,8 @@ use crate::{compute, disasm, lift, vector};
 /// What a hart starts with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Firmware {
-    /// The SBI is built in: a hart starts in supervisor mode, and what it needs of machine mode is done for it.
+    /// The SBI is built in: a hart starts in supervisor mode, and what it needs of machine mode is done for
+    /// it.
     BuiltIn,
     /// The guest brings its firmware: a hart starts in machine mode.
     Guest,
@@ -90,7 +91,8 @@ fn enter_supervisor(s: &mut [u64]) {
     set(s, slots::MENVCFG, envcfg::MACHINE);
 }
 
-/// The slot of the register that `name` means: an ABI name or `x` or `f` and a number, or half of a vector register.
+/// The slot of the register that `name` means: an ABI name or `x` or `f` and a number, or half of a vector
+/// register.
 fn register_slot(name: &str) -> Option<u16> {
     let numbered = |prefix: char| name.strip_prefix(prefix)?.parse::<u8>().ok().filter(|&n| n < 32);
     let named = |names: &[&str]| names.iter().position(|n| *n == name).map(|i| i as u8);

@@ -1,5 +1,5 @@
-//! Which vector instructions are legal, as `qemu-riscv64` sees it. Without it or without `riscv64-linux-gnu-gcc`,
-//! there is nothing to compare with, and the test says so.
+//! Which vector instructions are legal, as `qemu-riscv64` sees it. Without it or without
+//! `riscv64-linux-gnu-gcc`, there is nothing to compare with, and the test says so.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -14,8 +14,8 @@ use plinth_isa_riscv::vector::{is_legal, requested};
 /// Instructions for each row of the table.
 const PER_ROW: usize = 400;
 
-/// Reading a register with two widths is reserved (5.2). QEMU 10.0 looks for that, but not where the destination is a
-/// mask or a scalar, nor in stores and `vcompress`.
+/// Reading a register with two widths is reserved (5.2). QEMU 10.0 looks for that, but not where the
+/// destination is a mask or a scalar, nor in stores and `vcompress`.
 fn qemu_reads_two_widths(sem: VectorSem, bits: u32) -> bool {
     use VectorSem::*;
     let named = |lsb: u32| bits >> lsb & 31;

@@ -1,5 +1,5 @@
-//! Vector instructions, with results from the specification (Volume I, "V" standard extension). Each program runs with
-//! what is done in line, with that in the way of a kernel, and with the helper alone.
+//! Vector instructions, with results from the specification (Volume I, "V" standard extension). Each program
+//! runs with what is done in line, with that in the way of a kernel, and with the helper alone.
 
 mod common;
 

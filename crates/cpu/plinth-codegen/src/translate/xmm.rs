@@ -187,8 +187,8 @@ impl Translator {
         r
     }
 
-    /// Frees the registers of the current instruction's temporaries that are not used any more, if registers become
-    /// scarce. Between operations only.
+    /// Frees the registers of the current instruction's temporaries that are not used any more, if registers
+    /// become scarce. Between operations only.
     #[inline]
     pub(super) fn free_xmm(&mut self) {
         if self.xmm.busy.count_ones() < SCARCE {

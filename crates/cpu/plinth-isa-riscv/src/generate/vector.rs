@@ -86,8 +86,8 @@ impl Generator {
         None
     }
 
-    /// Appends vector instruction `bits`, after what keeps its addresses inside the window and, sometimes, a start
-    /// that is not zero.
+    /// Appends vector instruction `bits`, after what keeps its addresses inside the window and, sometimes, a
+    /// start that is not zero.
     pub(super) fn vector_instruction(
         &mut self,
         out: &mut Vec<Insn>,

@@ -1,8 +1,8 @@
-//! Vector instructions. The helper can do all of them; what is frequent is done in line where all elements of whole
-//! registers are computed: `vl` is VLMAX, there is no mask, LMUL is 1 at least.
+//! Vector instructions. The helper can do all of them; what is frequent is done in line where all elements of
+//! whole registers are computed: `vl` is VLMAX, there is no mask, LMUL is 1 at least.
 //!
-//! The vector type is not part of the mode, since programs set it in every pass of a loop. Code is lifted for the type
-//! that was set last in program order, and compares one slot before it relies on that.
+//! The vector type is not part of the mode, since programs set it in every pass of a loop. Code is lifted for
+//! the type that was set last in program order, and compares one slot before it relies on that.
 
 use plinth_ir::{BlockBuilder, Code, Cond, LabelId, Lane, Op, Ty, Val, VecOp, flags};
 

@@ -140,8 +140,8 @@ pub struct Format {
     /// Text of the operands. `d` `s` `t`: integer registers rd, rs1, rs2; `D` `S` `T` `R`: floating point
     /// registers rd, rs1, rs2, rs3; `i` `x`: the immediate, decimal or hexadecimal; `u`: bits 31 to 12 of it;
     /// `p`: pc + immediate; `m`: rounding mode unless dynamic; `P` `Q`: sets of a fence; `c`: CSR; `z`: the
-    /// rs1 field as a number; `l`: the constant of `fli`; `v` `a` `b`: vector registers rd, rs1, rs2; `k`: the
-    /// mask, if there is one; `o`: v0; `y`: vtype. Everything else stands for itself.
+    /// rs1 field as a number; `l`: the constant of `fli`; `v` `a` `b`: vector registers rd, rs1, rs2; `k`:
+    /// the mask, if there is one; `o`: v0; `y`: vtype. Everything else stands for itself.
     pub text: &'static str,
 }
 

@@ -1,4 +1,5 @@
-//! Which vector instructions are legal: reserved encodings raise the illegal-instruction exception (3.4, 5.2, 5.3).
+//! Which vector instructions are legal: reserved encodings raise the illegal-instruction exception (3.4, 5.2,
+//! 5.3).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -57,8 +58,8 @@ impl Group {
     }
 }
 
-/// Instructions that were found to be legal: their bits, `vtype`, and whether they start at 0. What is legal is always
-/// that, so threads need no order among them.
+/// Instructions that were found to be legal: their bits, `vtype`, and whether they start at 0. What is legal
+/// is always that, so threads need no order among them.
 static LEGAL: [AtomicU64; 1024] = [const { AtomicU64::new(0) }; 1024];
 
 /// As [`is_legal`], quicker for what was asked before.
@@ -94,8 +95,8 @@ struct Shape {
     float: Option<i32>,
 }
 
-/// True if instruction `bits`, which is `sem`, is legal in the state `config`, given that the unit is on. What
-/// depends on `frm` and `mstatus` is left out.
+/// True if instruction `bits`, which is `sem`, is legal in the state `config`, given that the unit is on.
+/// What depends on `frm` and `mstatus` is left out.
 #[must_use]
 pub fn is_legal(sem: VectorSem, bits: u32, config: Config) -> bool {
     let (vd, fields) = (bits >> 7 & 31, (bits >> 29) + 1);
@@ -191,22 +192,7 @@ fn shape(sem: VectorSem, bits: u32, config: Config) -> Option<Shape> {
         CarryOut { .. } | Compare(_) | FloatCompare { .. } => to_mask,
         Reduce(_, sign) => reduction(elements, vs1, sew + i32::from(sign.is_some())),
         FloatReduce(_, is_wide) => reduction(elements, vs1, sew + i32::from(is_wide)),
-        Mask(_) => Shape {
-            dst: Some(Group::mask(vd)),
-            sources: [Some(Group::mask(vs2)), Some(Group::mask(vs1))],
-            ..Shape::default()
-        },
-        Count | Find => {
-            Shape { sources: [Some(Group::mask(vs2)), None], from_zero: true, ..Shape::default() }
-        }
-        Prefix(_) => Shape {
-            dst: Some(Group::mask(vd)),
-            sources: [Some(Group::mask(vs2)), None],
-            apart: true,
-            from_zero: true,
-            ..Shape::default()
-        },
-        Iota => Shape { sources: [Some(Group::mask(vs2)), None], apart: true, from_zero: true, ..elements },
+        Mask(_) | Count | Find | Prefix(_) | Iota => of_masks(sem, bits, elements),
         Index => Shape { sources: [None; 2], ..elements },
         Extend(by, _) => {
             let by = i32::from(by);
@@ -257,6 +243,25 @@ fn shape(sem: VectorSem, bits: u32, config: Config) -> Option<Shape> {
         }
         SquareRoot | Estimate { .. } | Classify => Shape { sources: [Some(same(vs2)), None], ..elements },
     })
+}
+
+/// Instructions that read masks.
+fn of_masks(sem: VectorSem, bits: u32, elements: Shape) -> Shape {
+    use VectorSem::*;
+    let (vd, vs1, vs2) = (bits >> 7 & 31, bits >> 15 & 31, bits >> 20 & 31);
+    let source = Some(Group::mask(vs2));
+    let one = Shape { sources: [source, None], from_zero: true, ..Shape::default() };
+    match sem {
+        Mask(_) => Shape {
+            dst: Some(Group::mask(vd)),
+            sources: [source, Some(Group::mask(vs1))],
+            ..Shape::default()
+        },
+        Prefix(_) => Shape { dst: Some(Group::mask(vd)), apart: true, ..one },
+        Iota => Shape { dst: elements.dst, apart: true, ..one },
+        // The count and the index go to an integer register.
+        _ => one,
+    }
 }
 
 fn widen_right(elements: Shape, dst: Group, a: Group) -> Shape {

@@ -12,8 +12,8 @@ const ILL: u64 = 1 << 63;
 /// The bits of the slot that are `vtype`.
 pub const VTYPE_MASK: u64 = ILL | 0xff;
 
-/// The slot [`slots::VCONFIG`]: `vtype` in bits 0 to 7, `vl` in bits 8 to 15, `vstart` in bits 16 to 23; `vtype.vill`
-/// in bit 63. One comparison of the slot tells translated code all that it relies on.
+/// The slot [`slots::VCONFIG`]: `vtype` in bits 0 to 7, `vl` in bits 8 to 15, `vstart` in bits 16 to 23;
+/// `vtype.vill` in bit 63. One comparison of the slot tells translated code all that it relies on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config(pub u64);
 
@@ -93,8 +93,8 @@ impl Config {
     }
 }
 
-/// The type that `vtype` asks for, with no elements; [`Config::ILLEGAL`] if it is reserved. SEW must fit into LMUL *
-/// ELEN (3.4.2), where ELEN is 64.
+/// The type that `vtype` asks for, with no elements; [`Config::ILLEGAL`] if it is reserved. SEW must fit into
+/// LMUL * ELEN (3.4.2), where ELEN is 64.
 #[must_use]
 pub const fn requested(vtype: u64) -> Config {
     let config = Config::new(vtype, 0);

@@ -16,8 +16,8 @@ pub fn default_nan(eew: i32) -> u64 {
     }]
 }
 
-/// The result of an operation that the host computes to nearest even, where that raises no flag but inexact: it is a
-/// number between the smallest and the largest normal ones. `signs`: those of [`Code::FMulAdd`].
+/// The result of an operation that the host computes to nearest even, where that raises no flag but inexact:
+/// it is a number between the smallest and the largest normal ones. `signs`: those of [`Code::FMulAdd`].
 #[must_use]
 pub fn on_host(code: Code, signs: u8, ty: Ty, operands: [u64; 3]) -> Option<u64> {
     macro_rules! compute {
@@ -48,7 +48,8 @@ pub fn on_host(code: Code, signs: u8, ty: Ty, operands: [u64; 3]) -> Option<u64>
     }
 }
 
-/// Converts `a` of 1 << `from` bits to a number of 1 << `to` bits. `env` rounds, and has the default NaN of the result.
+/// Converts `a` of 1 << `from` bits to a number of 1 << `to` bits. `env` rounds, and has the default NaN of
+/// the result.
 pub fn convert(env: &mut Env, a: u64, to: (Number, i32), from: (Number, i32), how: Conversion) -> u64 {
     match how {
         Conversion::Dynamic => {}
@@ -103,8 +104,8 @@ fn normalized<F: Float>(a: u64) -> (i32, u64) {
     (-(zeros as i32), fraction << (zeros + 1) & F::FRAC_MASK)
 }
 
-/// The seven bits after the point of 2 / x in the middle of the interval of `index`, of 128 in 1..2: the table of
-/// `vfrec7` (13.9, 13.10).
+/// The seven bits after the point of 2 / x in the middle of the interval of `index`, of 128 in 1..2: the
+/// table of `vfrec7` (13.9, 13.10).
 const fn reciprocal_bits(index: u64) -> u64 {
     let x = 257 + 2 * index;
     (256 * (255 - 2 * index) + x) / (2 * x)

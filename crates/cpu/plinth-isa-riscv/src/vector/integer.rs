@@ -56,8 +56,8 @@ impl Fixed {
         self.saturate(value, 0, (1 << bits) - 1)
     }
 
-    /// `op`(`a`, `b`) in `bits` bits, with `d`, what the destination holds. Bits of the operands above the width must
-    /// be zero, those of the result count for nothing.
+    /// `op`(`a`, `b`) in `bits` bits, with `d`, what the destination holds. Bits of the operands above the
+    /// width must be zero, those of the result count for nothing.
     pub fn integer(&mut self, op: Integer, a: u64, b: u64, d: u64, bits: u32) -> u64 {
         let (sa, sb) = (signed(a, bits), signed(b, bits));
         let (wa, wb) = (i128::from(sa), i128::from(sb));

@@ -1,7 +1,7 @@
 //! Vector instructions (V 1.0 and Zvfh): VLEN is 128, ELEN 64.
 //!
-//! The helper [`execute`] runs any of them on the hart's state, element by element, and is what all others are
-//! measured by. Elements that an agnostic policy leaves open keep their values.
+//! The helper [`execute`] runs any of them on the hart's state, element by element, and is what all others
+//! are measured by. Elements that an agnostic policy leaves open keep their values.
 
 mod arithmetic;
 mod check;
@@ -184,8 +184,8 @@ impl Unit<'_, '_> {
         *word = *word & !(1 << (i % 64)) | u64::from(value) << (i % 64);
     }
 
-    /// The scalar operand, unless the operand is a vector: an immediate, or a register. Not cut to any width; a float
-    /// that is not boxed as one of SEW is the default NaN.
+    /// The scalar operand, unless the operand is a vector: an immediate, or a register. Not cut to any width;
+    /// a float that is not boxed as one of SEW is the default NaN.
     fn scalar(&self) -> Option<u64> {
         match self.category() {
             3 => Some(i64::from(self.d.imm) as u64),

@@ -103,28 +103,6 @@ pub enum VectorSem {
     Classify,
 }
 
-impl VectorSem {
-    /// True if it computes on floating point numbers, which needs `mstatus.FS` and a valid `frm`. The slides and
-    /// moves that integers have too are told by `funct3`.
-    #[must_use]
-    pub const fn is_float(self) -> bool {
-        use VectorSem::*;
-        matches!(
-            self,
-            FirstToF
-                | Float(..)
-                | MulAdd { .. }
-                | SignInject(_)
-                | FloatCompare { .. }
-                | FloatReduce(..)
-                | Convert(..)
-                | SquareRoot
-                | Estimate { .. }
-                | Classify
-        )
-    }
-}
-
 /// How a load or store addresses memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Memory {
