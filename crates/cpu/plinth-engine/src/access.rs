@@ -84,9 +84,66 @@ impl Core {
         self.write(va, bytes, value)
     }
 
+    /// Reads bytes of one page that the TLB has, the aligned words among them as such; else does nothing and
+    /// says false.
+    pub fn fast_read_bytes(&mut self, va: u64, data: &mut [u8]) -> bool {
+        let mmu = self.mode.data();
+        let e = field!(self.frame, tlb[mmu][tlb_index(va)]);
+        let inside = (va & (PAGE - 1)) + data.len() as u64 <= PAGE;
+        if !inside || e.read != (va & !(PAGE - 1)) | field!(self.frame, tokens[mmu]) {
+            return false;
+        }
+        let mut from = va.wrapping_add(e.addend);
+        let mut rest = data;
+        while !rest.is_empty() {
+            let bytes = if from.is_multiple_of(8) && rest.len() >= 8 { 8 } else { 1 };
+            let (now, later) = rest.split_at_mut(bytes);
+            // SAFETY: the entry says that this page's RAM is there; the access is aligned and inside it.
+            let value = unsafe { ram_read(from as *mut u8, bytes as u32) };
+            now.copy_from_slice(&value.to_le_bytes()[..bytes]);
+            from += bytes as u64;
+            rest = later;
+        }
+        true
+    }
+
+    /// Writes bytes of one page that the TLB has, likewise.
+    pub fn fast_write_bytes(&mut self, va: u64, data: &[u8]) -> bool {
+        let mmu = self.mode.data();
+        let e = field!(self.frame, tlb[mmu][tlb_index(va)]);
+        let inside = (va & (PAGE - 1)) + data.len() as u64 <= PAGE;
+        if !inside || e.write != (va & !(PAGE - 1)) | field!(self.frame, tokens[mmu]) {
+            return false;
+        }
+        let mut to = va.wrapping_add(e.addend);
+        let mut rest = data;
+        while !rest.is_empty() {
+            let bytes = if to.is_multiple_of(8) && rest.len() >= 8 { 8 } else { 1 };
+            let (now, later) = rest.split_at(bytes);
+            let mut value = [0; 8];
+            value[..bytes].copy_from_slice(now);
+            // SAFETY: the entry says that this page's RAM may be written; the access is aligned and inside
+            // it.
+            unsafe { ram_write(to as *mut u8, bytes as u32, u64::from_le_bytes(value)) };
+            to += bytes as u64;
+            rest = later;
+        }
+        true
+    }
+
+    /// Reads 16 bytes.
+    pub fn read_v128(&mut self, va: u64) -> Result<[u64; 2], Exception> {
+        Ok([self.read(va, 8)?, self.read(va.wrapping_add(8), 8)?])
+    }
+
     /// Writes 16 bytes, or none.
     pub fn write_v128(&mut self, va: u64, value: [u64; 2]) -> Result<(), Exception> {
-        self.place(va.wrapping_add(15), AccessKind::Write)?;
+        // Both pages must allow it before the first byte changes; that of the first byte is looked at first.
+        let last = va.wrapping_add(15);
+        self.place(va, AccessKind::Write)?;
+        if (va ^ last) & !(PAGE - 1) != 0 {
+            self.place(last & !(PAGE - 1), AccessKind::Write)?;
+        }
         self.write(va, 8, value[0])?;
         self.write(va.wrapping_add(8), 8, value[1])
     }

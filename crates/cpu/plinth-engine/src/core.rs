@@ -305,6 +305,21 @@ impl CpuEnv for Core {
         }
         Ok(found)
     }
+    fn load(&mut self, va: u64, bytes: u32) -> Result<u64, Exception> {
+        self.fast_read(va, bytes)
+    }
+
+    fn store(&mut self, va: u64, bytes: u32, value: u64) -> Result<(), Exception> {
+        self.fast_write(va, bytes, value)
+    }
+
+    fn load_quickly(&mut self, va: u64, data: &mut [u8]) -> bool {
+        self.fast_read_bytes(va, data)
+    }
+
+    fn store_quickly(&mut self, va: u64, data: &[u8]) -> bool {
+        self.fast_write_bytes(va, data)
+    }
 
     fn fp_flags(&mut self) -> u8 {
         flags_of_mxcsr(self.mxcsr()) | field!(self.frame, fp_flags) as u8

@@ -58,7 +58,15 @@ fn desc_ty(desc: u64) -> Ty {
 extern "C" fn load(frame: *mut Frame, va: u64, desc: u64) -> u64 {
     let core = core_of(frame);
     let ty = desc_ty(desc);
-    match core.read(va, ty.bytes().min(8)) {
+    let read = if ty == Ty::V128 {
+        core.read_v128(va).map(|v| {
+            field!(core.frame, vector) = v;
+            v[0]
+        })
+    } else {
+        core.read(va, ty.bytes())
+    };
+    match read {
         Ok(v) => extend(ty, desc_signed(desc), v),
         Err(e) => {
             let (insn, len) = desc_insn(desc);
@@ -71,7 +79,14 @@ extern "C" fn load(frame: *mut Frame, va: u64, desc: u64) -> u64 {
 
 extern "C" fn store(frame: *mut Frame, va: u64, desc: u64, value: u64) {
     let core = core_of(frame);
-    if let Err(e) = core.write(va, desc_ty(desc).bytes().min(8), value) {
+    let ty = desc_ty(desc);
+    let written = if ty == Ty::V128 {
+        let value = field!(core.frame, vector);
+        core.write_v128(va, value)
+    } else {
+        core.write(va, ty.bytes(), value)
+    };
+    if let Err(e) = written {
         let (insn, len) = desc_insn(desc);
         core.raise_at(insn, len, e);
         leave(frame);
@@ -164,13 +179,10 @@ impl Machine for IrMachine<'_> {
     }
 
     fn load_v128(&mut self, va: u64, access: MemAccess) -> Result<[u64; 2], Left> {
-        let mut half = |va| {
-            self.core.read(va, 8).map_err(|e| {
-                self.raise(access.site, e);
-                Left
-            })
-        };
-        Ok([half(va)?, half(va.wrapping_add(8))?])
+        self.core.read_v128(va).map_err(|e| {
+            self.raise(access.site, e);
+            Left
+        })
     }
 
     fn store_v128(&mut self, va: u64, value: [u64; 2], access: MemAccess) -> Result<(), Left> {

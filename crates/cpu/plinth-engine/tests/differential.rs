@@ -9,7 +9,7 @@ use plinth_isa_riscv::Firmware;
 use plinth_isa_riscv::decode::Decoder;
 use plinth_isa_riscv::disasm;
 use plinth_isa_riscv::generate::{ALIGN, BASE, Generator, Options, Rng, SP, WINDOW};
-use plinth_isa_riscv::slots::{F_NAMES, X_NAMES};
+use plinth_isa_riscv::slots::{F_NAMES, V_NAMES, X_NAMES};
 use plinth_isa_riscv::table::Ext;
 use plinth_vcpu::Register;
 
@@ -52,6 +52,7 @@ const EXTS: &[Ext] = &[
     Ext::Zimop,
     Ext::Zcb,
     Ext::Zcmop,
+    Ext::V,
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +88,7 @@ impl Case {
         };
         a.li(SCRATCH, HANDLER);
         a.csrw(tvec, SCRATCH);
-        a.li(SCRATCH, 0x6000); // FS
+        a.li(SCRATCH, 0x6600); // FS and VS
         a.emit("csrrs", 0, SCRATCH, 0, status);
         a.li(SCRATCH, self.fcsr);
         a.csrw(csr::FCSR, SCRATCH);
@@ -285,7 +286,7 @@ fn fill(case: &mut Case, rng: &mut Rng) {
         case.registers[usize::from(SCRATCH) - 1].1 = 8 << 60 | TABLES >> 12;
         case.registers[usize::from(COUNTER) - 1].1 = case.at;
     }
-    case.registers.extend(F_NAMES.into_iter().map(|name| (name, rng.value())));
+    case.registers.extend(F_NAMES.into_iter().chain(V_NAMES).map(|name| (name, rng.value())));
     case.data = (0..WINDOW_BYTES / 8).flat_map(|_| rng.value().to_le_bytes()).collect();
 }
 
@@ -305,8 +306,8 @@ fn place(rng: &mut Rng, code_bytes: u64) -> (u64, u64) {
 
 /// Runs sequences with `insns` instructions in total. Returns how many were run and how many sequences ended in
 /// an exception.
-fn differential(seed: u64, insns: u64) -> (u64, u64) {
-    let options = Options { exts: EXTS.to_vec(), keep: 1 << COUNTER | 1 << SCRATCH, skip: |_, _| false };
+fn differential(seed: u64, insns: u64, exts: &[Ext]) -> (u64, u64) {
+    let options = Options { exts: exts.to_vec(), keep: 1 << COUNTER | 1 << SCRATCH, skip: |_, _| false };
     let mut generator = Generator::new(seed, &options);
     let mut rng = Rng::new(seed ^ 0x5eed);
     let mut machine = Pair::new(Firmware::Guest);
@@ -339,11 +340,18 @@ fn differential(seed: u64, insns: u64) -> (u64, u64) {
 
 #[test]
 fn the_tiers_agree() {
-    let (_, exceptions) = differential(1, 200_000);
+    let (_, exceptions) = differential(1, 200_000, EXTS);
     assert_eq!(exceptions, 0);
 }
 
-/// `PLINTH_FUZZ_INSNS`: how many instructions; `PLINTH_FUZZ_SEED`: where to start.
+#[test]
+fn the_tiers_agree_on_vectors() {
+    let (_, exceptions) = differential(2, 100_000, &[Ext::V]);
+    assert_eq!(exceptions, 0);
+}
+
+/// `PLINTH_FUZZ_INSNS`: how many instructions; `PLINTH_FUZZ_SEED`: where to start; `PLINTH_FUZZ_VECTORS`:
+/// vector instructions alone.
 #[test]
 #[ignore = "long"]
 fn the_tiers_agree_for_long() {
@@ -351,9 +359,10 @@ fn the_tiers_agree_for_long() {
         std::env::var(name).ok().map_or(default, |text| text.parse().expect("a number"))
     };
     let (insns, mut seed) = (number("PLINTH_FUZZ_INSNS", 10_000_000), number("PLINTH_FUZZ_SEED", 100));
+    let exts = if std::env::var_os("PLINTH_FUZZ_VECTORS").is_some() { &[Ext::V] } else { EXTS };
     let mut done = 0;
     while done < insns {
-        let (count, exceptions) = differential(seed, (insns - done).min(1_000_000));
+        let (count, exceptions) = differential(seed, (insns - done).min(1_000_000), exts);
         done += count;
         seed += 1;
         println!("{done} instructions, {exceptions} exceptions");

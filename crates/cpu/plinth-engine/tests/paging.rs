@@ -414,3 +414,61 @@ fn a_load_across_pages_reads_both_or_faults_at_the_one_that_is_not_there() {
         }
     }
 }
+
+/// Appends a vector load or store of `vd`, unmasked.
+fn vector(a: &mut Asm, name: &str, vd: u8, base: u8) {
+    let bits = encode(by_name(name).unwrap(), vd, base, 0, 0).unwrap() | 1 << 25;
+    a.code.extend(bits.to_le_bytes());
+}
+
+#[test]
+fn vectors_across_pages_go_to_both_or_fault_whole() {
+    for tier in TIERS {
+        let mut m = supervisor(tier);
+        let tables = Tables::new(&m, TABLES, 1);
+        tables.map(0, frame(3), RW);
+        tables.map(1, frame(1), RW);
+        tables.map(2, frame(5), READ);
+        let satp = tables.satp();
+        let pattern: Vec<u8> = (1..=PAGE as usize).map(|n| (n % 251) as u8).collect();
+        m.write(frame(3), &pattern);
+        m.write(frame(1), &pattern);
+        m.write(frame(5), &pattern);
+        let mut a = program(satp);
+        a.li(T0, 0x600);
+        a.emit("csrrs", 0, T0, 0, csr::SSTATUS);
+        // All 16 bytes of a register.
+        a.emit("vsetvli", T1, 0, 0, 0);
+        // Twice: without and with the pages in the TLB.
+        for _ in 0..2 {
+            a.li(A0, VA + PAGE - 5);
+            vector(&mut a, "vle8.v", 8, A0);
+            a.li(A1, VA + PAGE - 9);
+            vector(&mut a, "vse8.v", 8, A1);
+            a.li(A1, VA + 0x100);
+            vector(&mut a, "vse8.v", 8, A1);
+        }
+        a.li(A2, VA + 2 * PAGE - 8);
+        vector(&mut a, "vse8.v", 8, A2);
+        a.exit(A0, EXIT);
+        let exit = run(&mut m, &a);
+        assert_eq!(exit, (EXIT + 8, 15), "{tier:?}: a store page fault");
+        let at = |n: usize| pattern[n % PAGE as usize];
+        // The second load reads what the first store has changed.
+        let mut memory: Vec<u8> = (0..2 * PAGE as usize).map(at).collect();
+        let mut loaded = Vec::new();
+        for _ in 0..2 {
+            loaded = memory[PAGE as usize - 5..][..16].to_vec();
+            memory[PAGE as usize - 9..][..16].copy_from_slice(&loaded);
+        }
+        assert_eq!(m.read(frame(3) + 0x100, 16), loaded, "{tier:?}");
+        assert_eq!(m.read(frame(3) + PAGE - 9, 9), memory[PAGE as usize - 9..PAGE as usize], "{tier:?}");
+        assert_eq!(m.read(frame(1), 7), memory[PAGE as usize..][..7], "{tier:?}");
+        assert_eq!(
+            m.read(frame(1) + PAGE - 8, 8),
+            pattern[PAGE as usize - 8..],
+            "{tier:?}: nothing was stored"
+        );
+        assert_eq!(m.read(frame(5), 8), pattern[..8], "{tier:?}");
+    }
+}

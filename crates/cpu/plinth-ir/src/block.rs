@@ -8,10 +8,16 @@ pub type LabelId = u32;
 /// A branch target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Label {
-    /// Byte offset of the target from the block's page base; outside 0..4096 it is in another page.
+    /// Byte offset of the target from the block's page base; outside 0..4096 it is in another page, or
+    /// [`Label::LOCAL`].
     pub pc: i32,
     /// Index of its [`Code::Label`] operation; `None`: the target is outside the block.
     pub op: Option<u32>,
+}
+
+impl Label {
+    /// `pc` of a label inside an instruction, which no guest address names. Branches to it go forward.
+    pub const LOCAL: i32 = i32::MIN;
 }
 
 /// Operations for a contiguous stretch of guest code in one page.
@@ -132,6 +138,12 @@ impl<'a> BlockBuilder<'a> {
             self.block.labels.len() - 1
         });
         index as LabelId
+    }
+
+    /// A label inside the current instruction, to be bound after all branches to it.
+    pub fn local_label(&mut self) -> LabelId {
+        self.block.labels.push(Label { pc: Label::LOCAL, op: None });
+        self.block.labels.len() as LabelId - 1
     }
 
     /// Binds `label` here.

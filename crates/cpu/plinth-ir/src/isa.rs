@@ -167,6 +167,27 @@ pub trait CpuEnv {
     /// # Errors
     /// There is no RAM.
     fn cas_pair_phys(&mut self, gpa: u64, old: [u64; 2], new: [u64; 2]) -> Result<[u64; 2], PhysFault>;
+    /// Loads 1, 2, 4 or 8 bytes at guest virtual address `va`, zero-extended, as a load of the current mode
+    /// does.
+    ///
+    /// # Errors
+    /// The exception that it would raise.
+    fn load(&mut self, va: u64, bytes: u32) -> Result<u64, Exception>;
+    /// Stores the low 1, 2, 4 or 8 bytes of `value` at `va`, as a store of the current mode does; all of them
+    /// or none.
+    ///
+    /// # Errors
+    /// The exception that it would raise.
+    fn store(&mut self, va: u64, bytes: u32, value: u64) -> Result<(), Exception>;
+    /// Loads `data.len()` bytes at `va`, if they are in one page that was accessed before and has nothing
+    /// special; else does nothing and says false.
+    fn load_quickly(&mut self, _va: u64, _data: &mut [u8]) -> bool {
+        false
+    }
+    /// Stores `data` at `va`, likewise.
+    fn store_quickly(&mut self, _va: u64, _data: &[u8]) -> bool {
+        false
+    }
     /// The accumulated floating point flags (see [`crate::Code::FpFlagsGet`]).
     fn fp_flags(&mut self) -> u8;
     /// Sets them.

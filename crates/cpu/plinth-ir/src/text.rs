@@ -11,6 +11,8 @@
 //! br.ltu.i64 x10, x11, L1
 //! jmp L0
 //! ```
+//! A label inside an instruction is at `@local`.
+//!
 //! Slots have the names of the layout, `%0` is a temporary, a number is a constant, `-` is an operand that
 //! is absent. The type is left out where there is only one. A block that was printed and parsed again has the
 //! same operations and labels; its constants may be numbered differently.
@@ -69,7 +71,10 @@ impl Display<'_> {
             Code::Insn => return write!(f, "insn {} len {}", Offset(op.aux), op.sub),
             Code::Label => {
                 let pc = self.block.labels.get(op.aux as usize).map_or(0, |l| l.pc);
-                return write!(f, "L{}: @{}", op.aux, Offset(pc));
+                return match pc {
+                    Label::LOCAL => write!(f, "L{}: @local", op.aux),
+                    pc => write!(f, "L{}: @{}", op.aux, Offset(pc)),
+                };
             }
             _ => {}
         }
@@ -215,7 +220,8 @@ impl Parser<'_> {
     }
 
     fn define_label(&mut self, name: &str, at: &str, op: Option<u32>) -> Parsed<()> {
-        let pc = number(at.strip_prefix('@').ok_or("a label's offset begins with @")?)?;
+        let at = at.strip_prefix('@').ok_or("a label's offset begins with @")?;
+        let pc = if at == "local" { Label::LOCAL } else { number(at)? };
         match self.labels.insert(label_index(name)?, Label { pc, op }) {
             None => Ok(()),
             Some(_) => Err(format!("label {name} is defined twice")),

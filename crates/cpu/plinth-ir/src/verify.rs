@@ -1,6 +1,6 @@
 //! Checks that a block keeps the rules of the IR.
 
-use crate::block::Block;
+use crate::block::{Block, Label};
 use crate::isa::{Layout, SlotClass};
 use crate::op::{Code, Lane, Op, Ty, Val};
 use crate::spec::{Arg, Dst, Spec, Sub, spec, vectors};
@@ -59,10 +59,15 @@ pub fn verify(block: &Block, layout: &Layout) -> Result<(), VerifyError> {
         v.op(at, op)?;
     }
     for (label, l) in block.labels.iter().enumerate() {
-        let Some(at) = l.op else { continue };
+        let Some(at) = l.op else {
+            if l.pc == Label::LOCAL {
+                return Err(VerifyError::Unbound { label });
+            }
+            continue;
+        };
         let bound =
             block.ops.get(at as usize).is_some_and(|op| op.code == Code::Label && op.aux == label as i32);
-        if !bound || !(0..4096).contains(&l.pc) {
+        if !bound || !(l.pc == Label::LOCAL || (0..4096).contains(&l.pc)) {
             return Err(VerifyError::Unbound { label });
         }
     }
@@ -96,8 +101,12 @@ impl Verifier<'_> {
                 }
                 self.stretch += 1;
             }
-            Code::Br | Code::Jmp if self.block.labels.get(op.aux as usize).is_none() => {
-                return Err(VerifyError::Label { at, label: op.aux });
+            Code::Br | Code::Jmp => {
+                let goes_back = |l: &Label| l.op.is_some_and(|to| to as usize <= at);
+                let label = self.block.labels.get(op.aux as usize);
+                if label.is_none_or(|l| l.pc == Label::LOCAL && goes_back(l)) {
+                    return Err(VerifyError::Label { at, label: op.aux });
+                }
             }
             code if self.insns == 0 && (code.is_memory() || matches!(code, Code::Helper | Code::Trap)) => {
                 return Err(VerifyError::NoInsn { at });

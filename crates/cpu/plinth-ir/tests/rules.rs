@@ -37,6 +37,8 @@ fn verifier_refuses() {
         ("insn 0x0 len 4\nx1 = shladd.i64 x1, 4, x2\nexit 0x8", |e| matches!(e, VerifyError::Fields { .. })),
         ("insn 0x1000 len 4\nexit 0x8", |e| matches!(e, VerifyError::Fields { at: 0, .. })),
         ("insn 0x0 len 0\nexit 0x8", |e| matches!(e, VerifyError::Fields { at: 0, .. })),
+        ("insn 0x0 len 4\nL0: @local\njmp L0", |e| matches!(e, VerifyError::Label { at: 2, .. })),
+        ("label L0 @local\ninsn 0x0 len 4\njmp L0", |e| *e == VerifyError::Unbound { label: 0 }),
         ("insn 0x0 len 4\nx1 = add.i64 -, x2\nexit 0x8", |e| matches!(e, VerifyError::Operand { at: 1, .. })),
     ];
     for (text, matches) in cases {

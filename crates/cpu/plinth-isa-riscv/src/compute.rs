@@ -21,7 +21,8 @@ pub fn clmulr(_: &mut Cpu<'_>, a: u64, b: u64, _: u64) -> HelperResult {
     HelperResult::Next((carryless(a, b) >> 63) as u64)
 }
 
-fn class_of(bits: u64, exponent_bits: u64, fraction_bits: u64) -> u64 {
+/// The class of a float, as [`fclass`] gives it.
+pub(crate) fn class_of(bits: u64, exponent_bits: u64, fraction_bits: u64) -> u64 {
     let negative = bits >> (exponent_bits + fraction_bits) & 1 != 0;
     let exponent_max = (1 << exponent_bits) - 1;
     let exponent = bits >> fraction_bits & exponent_max;

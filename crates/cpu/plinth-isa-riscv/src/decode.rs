@@ -85,10 +85,13 @@ impl Decoded {
 }
 
 /// Keys of 32-bit instructions: major opcode and `funct3`; for OP-FP, whose `funct3` often is a rounding
-/// mode, one for each `funct7` after them. Then those of compressed ones: quadrant and bits 15 to 13.
+/// mode, one for each `funct7` after them; for OP-V, one for each `funct3` and `funct6`. Then those of
+/// compressed ones: quadrant and bits 15 to 13.
 const OP_FP: u32 = 0x14;
+const OP_V: u32 = 0x15;
 const FP_KEYS: usize = 32 * 8;
-const COMPRESSED_KEYS: usize = FP_KEYS + 128;
+const V_KEYS: usize = FP_KEYS + 128;
+const COMPRESSED_KEYS: usize = V_KEYS + 512;
 const KEYS: usize = COMPRESSED_KEYS + 32;
 
 #[inline]
@@ -98,6 +101,8 @@ fn key(bits: u32) -> usize {
         COMPRESSED_KEYS as u32 + ((bits & 3) << 3 | bits >> 13 & 7)
     } else if opcode == OP_FP {
         FP_KEYS as u32 + (bits >> 25)
+    } else if opcode == OP_V {
+        V_KEYS as u32 + ((bits >> 12 & 7) << 6 | bits >> 26)
     } else {
         opcode << 3 | bits >> 12 & 7
     }) as usize
@@ -109,6 +114,9 @@ fn bits_of_key(key: usize) -> (u32, u32) {
     if key >= COMPRESSED_KEYS {
         let k = k - COMPRESSED_KEYS as u32;
         (0xe003, k >> 3 | (k & 7) << 13)
+    } else if key >= V_KEYS {
+        let k = k - V_KEYS as u32;
+        (0xfc00_707f, (k & 63) << 26 | k >> 6 << 12 | OP_V << 2 | 3)
     } else if key >= FP_KEYS {
         (0xfe00_007f, (k - FP_KEYS as u32) << 25 | OP_FP << 2 | 3)
     } else {

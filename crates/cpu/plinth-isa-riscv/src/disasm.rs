@@ -5,6 +5,7 @@ use std::fmt::Write;
 use crate::decode::{Decoded, Decoder};
 use crate::slots::{F_NAMES, X_NAMES};
 use crate::table::{Sem, format};
+use crate::vector::sem::{Memory, VectorSem};
 
 /// Names of the CSRs that a person meets.
 const CSRS: &[(u16, &str)] = &[
@@ -99,7 +100,35 @@ fn operand(d: &Decoded, what: char, pc: u64) -> String {
             1 => "min".to_owned(),
             n => format!("{:?}", f64::from_bits(crate::lift::float_constant(n as u8))).to_lowercase(),
         },
+        'v' => format!("v{}", d.rd),
+        'a' => format!("v{}", d.rs1),
+        'b' => format!("v{}", d.rs2),
+        'k' if d.bits >> 25 & 1 != 0 => String::new(),
+        'k' => ",v0.t".to_owned(),
+        'o' => "v0".to_owned(),
+        'y' => vtype(d.imm as u32),
         other => other.to_string(),
+    }
+}
+
+/// `e32,m1,ta,ma`; reserved settings are a number.
+fn vtype(bits: u32) -> String {
+    const LMUL: [&str; 8] = ["m1", "m2", "m4", "m8", "", "mf8", "mf4", "mf2"];
+    let (sew, lmul) = (bits >> 3 & 7, (bits & 7) as usize);
+    if bits >> 8 != 0 || sew > 3 || lmul == 4 {
+        return bits.to_string();
+    }
+    let tail = if bits >> 6 & 1 != 0 { "ta" } else { "tu" };
+    let mask = if bits >> 7 & 1 != 0 { "ma" } else { "mu" };
+    format!("e{},{},{tail},{mask}", 8 << sew, LMUL[lmul])
+}
+
+/// The mnemonic of a load or store of `fields` fields: `vle8.v` is `vlseg2e8.v`.
+fn with_fields(name: &str, fields: u32) -> String {
+    let at = if fields > 1 { name.rfind("ei").or_else(|| name.rfind('e')) } else { None };
+    match at {
+        Some(at) => format!("{}seg{fields}{}", &name[..at], &name[at..]),
+        None => name.to_owned(),
     }
 }
 
@@ -119,6 +148,11 @@ pub fn text(d: &Decoded, pc: u64) -> String {
                 (false, true) => ".rl",
                 (true, true) => ".aqrl",
             };
+        }
+        Sem::Vector(VectorSem::Load(kind, _) | VectorSem::Store(kind, _))
+            if !matches!(kind, Memory::Whole | Memory::Mask) =>
+        {
+            out = with_fields(row.name, (d.bits >> 29) + 1);
         }
         // May-be-operations have their number in the mnemonic.
         Sem::Zero => {

@@ -3,9 +3,13 @@
 //! Sequences read and write memory only through [`BASE`] and `sp`. Both must hold an address with
 //! [`WINDOW`] bytes of memory before and behind it, aligned to [`ALIGN`].
 
+mod vector;
+
 use crate::decode::Decoder;
 use crate::table::format::{Format, Reg};
 use crate::table::{Ext, Row, Sem, rows};
+use crate::vector::Config;
+use crate::vector::sem::VectorSem;
 
 /// The base register of memory operands.
 pub const BASE: u8 = 9;
@@ -122,6 +126,17 @@ pub struct Generator {
     keep: u32,
     skip: fn(&Row, u32) -> bool,
     decoder: Decoder,
+    /// The vector type that is set where the sequence stands.
+    config: Config,
+}
+
+/// An instruction of a sequence.
+#[derive(Clone, Copy)]
+struct Insn {
+    row: &'static Row,
+    bits: u32,
+    /// No jump goes over it: what follows relies on it.
+    barrier: bool,
 }
 
 /// True for instructions that run the same anywhere in user mode.
@@ -138,6 +153,7 @@ fn plain(sem: Sem) -> bool {
             | Sem::Csr(_)
             | Sem::CacheBlock(_)
             | Sem::StoreCond(_)
+            | Sem::Vector(VectorSem::SetVl)
     )
 }
 
@@ -155,12 +171,13 @@ fn accesses(sem: Sem) -> bool {
             | Sem::AmoCas(_)
             | Sem::AmoCasPair
             | Sem::CacheZero
+            | Sem::Vector(VectorSem::Load(..) | VectorSem::Store(..))
     )
 }
 
 /// True if rd is an integer register.
 fn writes_integer(row: &Row) -> bool {
-    !row.format.text.starts_with('D') && row.format.rd != Reg::Fixed(0)
+    !row.format.text.starts_with(['D', 'v']) && row.format.rd != Reg::Fixed(0)
 }
 
 /// True if bits 12 to 14 are a rounding mode.
@@ -187,6 +204,7 @@ impl Generator {
             keep,
             skip: options.skip,
             decoder: Decoder::new(),
+            config: Config::ILLEGAL,
         }
     }
 
@@ -200,6 +218,9 @@ impl Generator {
         let f = row.format;
         let random = self.rng.next() as u32 & if row.bytes() == 2 { 0xffff } else { u32::MAX };
         let mut bits = row.bits | random & !row.mask;
+        if let Sem::Vector(sem) = row.sem {
+            bits = self.vector_operands(row, sem, bits)?;
+        }
         if accesses(row.sem) && f.rs1 != Reg::Fixed(SP) {
             let field = f.rs1.insert(if matches!(f.rs1, Reg::At3(_)) { 15 } else { 31 })?;
             bits = bits & !field | f.rs1.insert(BASE)?;
@@ -217,7 +238,8 @@ impl Generator {
         Some(bits)
     }
 
-    /// A random instruction. Targets of branches and jumps are random.
+    /// A random instruction. Targets of branches and jumps are random. A vector instruction is one for the
+    /// vector type that [`Generator::sequence`] has set.
     pub fn instruction(&mut self) -> (&'static Row, u32) {
         loop {
             let row = self.rng.pick(&self.rows);
@@ -255,18 +277,37 @@ impl Generator {
     /// reaches the end.
     pub fn sequence(&mut self, len: usize) -> Vec<u8> {
         let float = self.rows.iter().any(|r| r.is_float());
-        let mut insns: Vec<(&'static Row, u32)> = Vec::with_capacity(len + 1);
+        let vector = self.rows.iter().any(|r| r.ext == Ext::V);
+        let mut insns: Vec<Insn> = Vec::with_capacity(len + 4);
+        let plain = |row, bits| Insn { row, bits, barrier: false };
+        if vector {
+            self.set_type(&mut insns);
+        }
         while insns.len() < len {
+            if vector && self.rng.below(8) == 0 {
+                self.set_type(&mut insns);
+            }
+            if vector
+                && self.rng.below(24) == 0
+                && let Some(insn) = self.vector_csr()
+            {
+                insns.push(insn);
+                continue;
+            }
             if float
                 && self.rng.below(24) == 0
                 && let Some(bits) = self.float_csr()
                 && let Some(row) = self.decoder.decode(bits).row
             {
-                insns.push((row, bits));
+                insns.push(plain(row, bits));
                 continue;
             }
             let (row, bits) = self.instruction();
-            insns.push((row, bits));
+            if let Sem::Vector(sem) = row.sem {
+                self.vector_instruction(&mut insns, row, sem, bits);
+                continue;
+            }
+            insns.push(plain(row, bits));
             if matches!(row.sem, Sem::LoadReserved(_)) {
                 let (bits, row) = loop {
                     if let Some(bits) = self.store_conditional(bits)
@@ -275,23 +316,25 @@ impl Generator {
                         break (bits, row);
                     }
                 };
-                insns.push((row, bits));
+                insns.push(plain(row, bits));
             }
         }
         self.link(&insns)
     }
 
     /// Sets the targets of jumps and joins the instructions.
-    fn link(&mut self, insns: &[(&'static Row, u32)]) -> Vec<u8> {
+    fn link(&mut self, insns: &[Insn]) -> Vec<u8> {
         let mut offsets = vec![0];
-        for (row, _) in insns {
-            offsets.push(offsets[offsets.len() - 1] + i32::from(row.bytes()));
+        for insn in insns {
+            offsets.push(offsets[offsets.len() - 1] + i32::from(insn.row.bytes()));
         }
         let mut code = Vec::new();
-        for (i, &(row, bits)) in insns.iter().enumerate() {
+        for (i, &Insn { row, bits, .. }) in insns.iter().enumerate() {
             let mut bits = bits;
             if is_jump(row.sem) {
                 let target = (i + 1 + self.rng.below(JUMP) as usize).min(insns.len());
+                let barrier = (i + 1..target).find(|&at| insns[at].barrier);
+                let target = barrier.unwrap_or(target);
                 let distance = offsets[target] - offsets[i];
                 let all = if row.bytes() == 2 { 0xffff } else { u32::MAX };
                 let fields = row.format.imm.bits();

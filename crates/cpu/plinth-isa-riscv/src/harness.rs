@@ -7,14 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use plinth_ir::{Access, AccessKind, Cpu, CpuEnv, Exception, HelperFn, HelperResult, PhysFault, Translation};
 use plinth_vcpu::{IrqSink, Platform, StartState, SystemEvent, TlbFlush, VcpuControl, VcpuPower};
 
-use crate::mode::mmu;
-use crate::privileged::state::feature;
+use crate::mode::{RiscvMode, Unit, mmu};
+use crate::privileged::state::{feature, status};
 use crate::privileged::{csr, interrupts, mmu as walk, trap};
 use crate::slots::{self, get, set};
-use crate::{CpuModel, Firmware, Riscv};
+use crate::{CpuModel, Firmware, Riscv, lift, vector};
 
 /// Guest physical address of the RAM.
 pub const RAM_BASE: u64 = 0x8000_0000;
+/// Bytes of code that are lifted at most.
+const PAGE_BYTES: usize = 4096;
 /// Bytes of RAM.
 pub const RAM_BYTES: usize = 1 << 20;
 
@@ -208,6 +210,20 @@ impl CpuEnv for TestEnv {
             self.write_phys(gpa + 8, 8, new[1])?;
         }
         Ok(was)
+    }
+    fn load(&mut self, va: u64, bytes: u32) -> Result<u64, Exception> {
+        let fault = Exception { code: trap::cause::LOAD_PAGE, value: va };
+        (0..bytes).try_fold(0, |value, i| {
+            let byte = self.read_phys(va.wrapping_add(i.into()), 1).map_err(|PhysFault| fault)?;
+            Ok(value | byte << (8 * i))
+        })
+    }
+    fn store(&mut self, va: u64, bytes: u32, value: u64) -> Result<(), Exception> {
+        let fault = Exception { code: trap::cause::STORE_PAGE, value: va };
+        self.read_phys(va.wrapping_add(u64::from(bytes) - 1), 1).map_err(|PhysFault| fault)?;
+        (0..bytes).try_for_each(|i| {
+            self.write_phys(va.wrapping_add(i.into()), 1, value >> (8 * i) & 0xff).map_err(|PhysFault| fault)
+        })
     }
     fn fp_flags(&mut self) -> u8 {
         self.flags
@@ -483,6 +499,46 @@ pub mod fuzz {
         }
     }
 
+    /// Vector instructions: each word is one, with a vector type and registers. They are executed, and
+    /// lifted.
+    pub fn vector(data: &[u8]) {
+        use plinth_ir::{Block, LiftRequest, Mode};
+        const OPCODES: [u32; 4] = [0x57, 0x57, 0x07, 0x27];
+        let mut hart = Hart::new(Firmware::Guest);
+        hart.set(slots::MSTATUS, status::FS | status::VS);
+        let mut code = Vec::new();
+        for word in words(data) {
+            let insn = (word as u32) & !0x7f | OPCODES[(word & 3) as usize];
+            let config = vector::Config::new(word >> 32 & 0xff, word >> 40 & 0xff);
+            let vl = config.vl().min(config.vlmax());
+            // Types that no instruction could have set are not in the slot.
+            let config = vector::requested(config.vtype()).with_vl(vl);
+            let config = if config.is_ill() { vector::Config::ILLEGAL } else { config };
+            if word >> 63 == 0 {
+                config.with_vstart(word >> 56 & 15).put(&mut hart.slots);
+            }
+            let address = RAM_BASE.wrapping_add(word >> 48 << 5);
+            hart.set(slots::x((insn >> 15 & 31) as u8), address);
+            hart.set(slots::X0, 0);
+            hart.set(slots::FRM, word >> 60 & 7);
+            hart.helper(vector::execute, u64::from(insn), 0, 0);
+            let after = vector::Config::of(&hart.slots);
+            assert!(after.is_ill() || after.vl() <= after.vlmax());
+            assert_eq!(hart.get(slots::X0), 0);
+            code.extend(insn.to_le_bytes());
+        }
+        code.truncate(PAGE_BYTES);
+        let mode = Mode {
+            key: RiscvMode { vector: Unit::Check, fp: Unit::On, ..RiscvMode::default() }.key(),
+            fetch: 0,
+        };
+        let mut block = Block::default();
+        let request = LiftRequest { mode, start: 0, code: &code, max_insns: 128 };
+        if lift::lift(&request, &mut block).is_ok() {
+            assert_eq!(plinth_ir::verify(&block, &slots::LAYOUT), Ok(()));
+        }
+    }
+
     /// SBI calls: seven words each.
     pub fn sbi(data: &[u8]) {
         const EXTENSIONS: [u64; 9] =
@@ -520,6 +576,7 @@ mod tests {
     fn a_hostile_guest_does_not_get_out() {
         for seed in 0..24 {
             fuzz::privileged(&noise(seed * 0x9e37_79b9 + 1, 64 << 10));
+            fuzz::vector(&noise(seed * 0x3141_5927 + 1, 64 << 10));
             fuzz::sbi(&noise(seed * 0x1234_5677 + 1, 14 << 10));
             fuzz::pages(&noise(seed * 0x7654_3211 + 1, 1 << 10));
         }

@@ -43,12 +43,12 @@ helpers! {
     FenceI = "fence_i",
     /// `fp_check(insn)`: illegal if `mstatus.FS` is Off.
     FpCheck = "fp_check",
-    /// `vector_check(insn)`: illegal if `mstatus.VS` is Off.
-    VectorCheck = "vector_check",
     /// `amocas_q(insn, va)`: all of `amocas.q`; or an exception of a store.
     AmocasQ = "amocas_q",
     /// `cache_block(va)`: the check of the address of `cbo.clean`, `cbo.flush` and `cbo.inval`.
     CacheBlock = "cache_block",
+    /// `vector(insn)`: all of a vector instruction, given its bits.
+    Vector = "vector",
     /// `clmul(a, b)`: low half of the carry-less product.
     Clmul = "clmul",
     /// `clmulh(a, b)`: high half of the carry-less product.

@@ -10,16 +10,17 @@ use crate::helper::HelperId;
 use crate::mode::privilege;
 use crate::model::CpuModel;
 use crate::privileged::interrupts::{self, irq};
-use crate::privileged::state::{envcfg, feature, mode_of, status};
+use crate::privileged::state::{envcfg, feature, mode_of, status, vector_on};
 use crate::privileged::trap::cause;
 use crate::privileged::{access, csr, fence, mmu, trap};
 use crate::slots::{self, set};
-use crate::{compute, disasm, lift};
+use crate::{compute, disasm, lift, vector};
 
 /// What a hart starts with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Firmware {
-    /// The SBI is built in: a hart starts in supervisor mode, and what it needs of machine mode is done for it.
+    /// The SBI is built in: a hart starts in supervisor mode, and what it needs of machine mode is done for
+    /// it.
     BuiltIn,
     /// The guest brings its firmware: a hart starts in machine mode.
     Guest,
@@ -43,9 +44,9 @@ const fn function_of(id: HelperId) -> HelperFn {
         HelperId::SfenceOrder => fence::sfence_order,
         HelperId::FenceI => fence::fence_i,
         HelperId::FpCheck => fence::fp_check,
-        HelperId::VectorCheck => fence::vector_check,
         HelperId::AmocasQ => access::amocas_q,
         HelperId::CacheBlock => access::cache_block,
+        HelperId::Vector => vector::execute,
         HelperId::Clmul => compute::clmul,
         HelperId::Clmulh => compute::clmulh,
         HelperId::Clmulr => compute::clmulr,
@@ -92,12 +93,14 @@ fn enter_supervisor(s: &mut [u64]) {
     set(s, slots::MENVCFG, envcfg::MACHINE);
 }
 
-/// The slot of the register that `name` means: an ABI name or `x` or `f` and a number.
+/// The slot of the register that `name` means: an ABI name or `x` or `f` and a number, or half of a vector
+/// register.
 fn register_slot(name: &str) -> Option<u16> {
     let numbered = |prefix: char| name.strip_prefix(prefix)?.parse::<u8>().ok().filter(|&n| n < 32);
     let named = |names: &[&str]| names.iter().position(|n| *n == name).map(|i| i as u8);
     let x = numbered('x').or_else(|| named(&slots::X_NAMES)).map(slots::x);
-    x.or_else(|| numbered('f').or_else(|| named(&slots::F_NAMES)).map(slots::f))
+    let f = || numbered('f').or_else(|| named(&slots::F_NAMES)).map(slots::f);
+    x.or_else(f).or_else(|| named(&slots::V_NAMES).map(|half| slots::V0 + u16::from(half)))
 }
 
 impl Isa for Riscv {
@@ -132,6 +135,7 @@ impl Isa for Riscv {
         set(s, slots::MISA, self.model.misa());
         set(s, slots::MHARTID, u64::from(index));
         set(s, slots::MSTATUS, status::XL);
+        vector::Config::ILLEGAL.put(s);
         set(s, slots::STIMECMP, u64::MAX);
         set(s, slots::PRIVILEGE, u64::from(privilege::MACHINE));
         if self.firmware == Firmware::BuiltIn {
@@ -186,7 +190,8 @@ impl Isa for Riscv {
         const FIRST_CONTROL: usize = slots::PRIVILEGE as usize;
         let vectors = slots::V0 as usize..FIRST_CONTROL;
         let shown = slots::LAYOUT.slots.iter().zip(slots).enumerate();
-        let shown = shown.filter(|(i, _)| !vectors.contains(i));
+        let with_vectors = vector_on(slots);
+        let shown = shown.filter(|(i, _)| with_vectors || !vectors.contains(i));
         let mut all = vec![Register { name: "pc".into(), value: pc }];
         all.extend(shown.map(|(_, (info, value))| Register { name: info.name.into(), value: *value }));
         all

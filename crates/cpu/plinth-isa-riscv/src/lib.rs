@@ -15,6 +15,7 @@ pub mod privileged;
 mod sbi;
 pub mod slots;
 pub mod table;
+pub mod vector;
 
 pub use isa::{Firmware, Riscv};
 pub use model::{CpuModel, Paging};

@@ -1,9 +1,10 @@
 //! What translated code depends on, packed into [`Mode::key`].
 //!
-//! Kernel code runs with whatever `FS` the interrupted program has. To translate it once, not once for
-//! each, supervisor mode says [`Unit::Check`]: the few floating point instructions of a kernel ask
+//! Kernel code runs with whatever `FS` the interrupted program has. To translate it once, not once for each,
+//! supervisor mode says [`Unit::Check`]: the few floating point instructions of a kernel ask
 //! [`crate::helper::HelperId::FpCheck`] at run time. Whether the unit is dirty is not part of the mode: code
-//! that writes floating point state sets it.
+//! that writes floating point state sets it. Vector instructions ask in every mode: few programs have any,
+//! and those that do share the code of libraries with others.
 
 use plinth_ir::Mode;
 

@@ -46,6 +46,9 @@ const EXTENSIONS: [&str; 25] = [
     "zbc",
     "zbs",
 ];
+/// Those that V implies, and half precision.
+const VECTOR: [&str; 10] =
+    ["zve32f", "zve32x", "zve64d", "zve64f", "zve64x", "zvfh", "zvfhmin", "zvl128b", "zvl32b", "zvl64b"];
 const TRANSLATION: [&str; 3] = ["svadu", "svinval", "svnapot"];
 
 /// A model of a hart.
@@ -56,18 +59,25 @@ pub struct CpuModel {
     /// Supervisor mode has the advanced interrupt architecture: an interrupt file with identities 1 to 255
     /// for message-signalled interrupts (Ssaia). Needs [`crate::Firmware::BuiltIn`].
     pub aia: bool,
+    /// The vector extension, V 1.0 with registers of 128 bits, half precision included.
+    pub vector: bool,
 }
 
 impl CpuModel {
     fn named_extensions(&self) -> impl Iterator<Item = &'static str> {
         let aia = self.aia.then_some("ssaia");
-        EXTENSIONS.into_iter().chain(aia).chain(["sstc"]).chain(TRANSLATION)
+        let vector = if self.vector { &VECTOR[..] } else { &[] };
+        EXTENSIONS.into_iter().chain(vector.iter().copied()).chain(aia).chain(["sstc"]).chain(TRANSLATION)
+    }
+
+    fn letters(&self) -> impl Iterator<Item = &'static str> {
+        LETTERS.into_iter().chain(self.vector.then_some("v"))
     }
 
     /// The device tree's `riscv,isa-extensions`.
     #[must_use]
     pub fn extensions(&self) -> Vec<&'static str> {
-        LETTERS.into_iter().chain(self.named_extensions()).collect()
+        self.letters().chain(self.named_extensions()).collect()
     }
 
     /// The device tree's `riscv,isa-base`.
@@ -79,7 +89,7 @@ impl CpuModel {
     /// The device tree's `riscv,isa`: `rv64imafdc_zicbom_...`.
     #[must_use]
     pub fn isa_string(&self) -> String {
-        let mut text = format!("rv64{}", LETTERS.concat());
+        let mut text = format!("rv64{}", self.letters().collect::<String>());
         for extension in self.named_extensions() {
             text.push('_');
             text.push_str(extension);
@@ -99,7 +109,7 @@ impl CpuModel {
 
     /// `misa`: 64 bits, the letters of [`Self::extensions`], B for Zba, Zbb and Zbs, S and U.
     pub(crate) fn misa(&self) -> u64 {
-        let letters = LETTERS.iter().flat_map(|l| l.bytes()).map(|l| l.to_ascii_uppercase());
+        let letters = self.letters().flat_map(|l| l.bytes()).map(|l| l.to_ascii_uppercase());
         letters.chain(*b"BSU").fold(2 << 62, |misa, l| misa | misa_bit(l))
     }
 

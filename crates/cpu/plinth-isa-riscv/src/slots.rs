@@ -114,16 +114,12 @@ control_slots! {
     STIMECMP = "stimecmp",
     /// Rounding mode of `fcsr`. The flags are the engine's (`FpFlagsGet`).
     FRM = "frm",
-    /// `vstart`.
-    VSTART = "vstart",
     /// `vxsat`.
     VXSAT = "vxsat",
     /// `vxrm`.
     VXRM = "vxrm",
-    /// `vl`.
-    VL = "vl",
-    /// `vtype`.
-    VTYPE = "vtype",
+    /// `vtype`, `vl` and `vstart`: see [`crate::vector::Config`].
+    VCONFIG = "vconfig",
     /// What the hart was made with; see [`crate::privileged::state::feature`].
     FEATURES = "features",
     /// `siselect`.
@@ -204,7 +200,7 @@ pub const F_NAMES: [&str; 32] = [
 ];
 
 /// Names of the vector registers' slots, low and high halves.
-const V_NAMES: [&str; 64] = [
+pub const V_NAMES: [&str; 64] = [
     "v0", "v0h", "v1", "v1h", "v2", "v2h", "v3", "v3h", "v4", "v4h", "v5", "v5h", "v6", "v6h", "v7", "v7h",
     "v8", "v8h", "v9", "v9h", "v10", "v10h", "v11", "v11h", "v12", "v12h", "v13", "v13h", "v14", "v14h",
     "v15", "v15h", "v16", "v16h", "v17", "v17h", "v18", "v18h", "v19", "v19h", "v20", "v20h", "v21", "v21h",

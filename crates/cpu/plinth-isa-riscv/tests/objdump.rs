@@ -9,7 +9,7 @@ use plinth_isa_riscv::disasm;
 use plinth_isa_riscv::generate::Rng;
 use plinth_isa_riscv::table::{Ext, rows};
 
-const ARCH: &str = "rv64gc_zba_zbb_zbc_zbs_zfh_zicbom_zicboz_zicbop_zawrs_svinval";
+const ARCH: &str = "rv64gcv_zba_zbb_zbc_zbs_zfh_zicbom_zicboz_zicbop_zawrs_svinval";
 /// Extensions newer than binutils 2.40.
 const NEWER: [Ext; 6] = [Ext::Zfa, Ext::Zicond, Ext::Zacas, Ext::Zimop, Ext::Zcb, Ext::Zcmop];
 /// Conversions without rounding, for which binutils wants a rounding mode of 0.
@@ -124,7 +124,6 @@ fn all_rows_agree() {
 fn random_words_agree() {
     let mut rng = Rng::new(6);
     // What ends in 11111 is longer than 32 bits.
-    let words: Vec<u32> =
-        (0..20_000).map(|_| rng.next() as u32 | 3).filter(|w| w & 31 != 31 && w & 127 != 0x57).collect();
+    let words: Vec<u32> = (0..20_000).map(|_| rng.next() as u32 | 3).filter(|w| w & 31 != 31).collect();
     compare(&words, "random");
 }

@@ -48,6 +48,14 @@ fn text(path: &Path) -> &str {
 }
 
 #[test]
+fn a_property_that_cpus_do_not_have_is_named() {
+    let files = Files::new();
+    let kernel = files.kernel();
+    let args = ["run", "--kernel", text(&kernel), "--cpu", "v=on,w=on", "--net", "none"];
+    fails(&args, 2, &["no property `w`", "help: properties: v"]);
+}
+
+#[test]
 fn usage_errors_say_what_to_write() {
     fails(&["run"], 2, &["error: there is nothing to boot", "help: name a guest"]);
     fails(&["run", "nothing.raw"], 2, &["no guest 'nothing.raw'", "help: guests known by name: debian"]);
@@ -57,6 +65,7 @@ fn usage_errors_say_what_to_write() {
     fails(&["run", "--kernel", "x", "--arch", "vax"], 2, &["--arch vax", "help: this build runs: riscv64"]);
     fails(&["run", "--kernel", "x", "-c", "0"], 2, &["0"]);
     fails(&["run", "--kernel", "x", "--disk", "path=d,format=qcow9"], 2, &["there is no format 'qcow9'"]);
+    fails(&["run", "--kernel", "x", "--cpu", "v"], 2, &["`v` is not PROPERTY=on or PROPERTY=off"]);
     fails(&["run", "--kernel", "x", "-p", "22"], 2, &["2222:22"]);
     fails(&["run", "--kernel", "x", "-p", "1:2", "--net", "none"], 2, &["--publish needs a network"]);
     fails(&["run", "--kernel", "x", "--log", "a=b=c"], 2, &["log filter", "help:"]);

@@ -228,6 +228,7 @@ impl Translator {
     fn operation(&mut self, block: &Block, ops: &[Op]) -> usize {
         self.asm.reserve(512);
         self.state.begin_op();
+        self.free_xmm();
         let mut op = ops[0];
         match op.code {
             Code::Insn => {

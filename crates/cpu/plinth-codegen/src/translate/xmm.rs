@@ -6,7 +6,7 @@ use plinth_ir::{Block, Ty, Val};
 
 use super::Translator;
 use super::int_special::{movq_from_xmm, movq_to_xmm};
-use super::state::{Loc, Opnd};
+use super::state::{Loc, Opnd, Temp};
 use crate::asm::{Alu, Cc, Mem, P0, PF2, PF3, RAX, Reg, Rm, Size, Vex, frame, vex};
 use crate::frame::slot_offset;
 use crate::thunks::Constant;
@@ -14,6 +14,8 @@ use crate::thunks::Constant;
 /// Registers from this one up keep values; those below are scratch.
 const FIRST: Reg = 2;
 const COUNT: usize = 16;
+/// So many in use by one instruction are many.
+const SCARCE: u32 = 8;
 
 /// xmm `reg` = memory (vmovsd), and the other way.
 pub(super) const LOAD64: Vex = vex(PF2, 1, false, 0x10);
@@ -183,6 +185,24 @@ impl Translator {
         x.live &= !(1 << r);
         x.busy |= 1 << r;
         r
+    }
+
+    /// Frees the registers of the current instruction's temporaries that are not used any more, if registers
+    /// become scarce. Between operations only.
+    #[inline]
+    pub(super) fn free_xmm(&mut self) {
+        if self.xmm.busy.count_ones() < SCARCE {
+            return;
+        }
+        let (mut busy, temps) = (0, &self.state.temps);
+        self.xmm.temps.retain(|&t| match temps[usize::from(t)] {
+            Temp { loc: Loc::Xmm(r, _), uses: 1.. } => {
+                busy |= 1 << r;
+                true
+            }
+            _ => false,
+        });
+        self.xmm.busy = busy;
     }
 
     /// Temporary `dst` is in xmm `r`.

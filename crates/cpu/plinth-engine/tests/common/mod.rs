@@ -102,7 +102,7 @@ impl Machine {
         });
         let timers = Arc::new(Timers::new(Clock::new()).unwrap());
         let engine = engine(Parts {
-            isa: Arc::new(Riscv::new(CpuModel::default(), firmware)),
+            isa: Arc::new(Riscv::new(CpuModel { vector: true, ..CpuModel::default() }, firmware)),
             ram: ram.clone(),
             bus: bus.clone(),
             platform: bus.clone(),

@@ -2,7 +2,7 @@
 
 use super::micro::{Entry, Micro, MicroCode, Program, Rare, memory_imm};
 use super::{Atomic, MemAccess, SLOTS, Site, WORDS};
-use crate::block::Block;
+use crate::block::{Block, Label};
 use crate::isa::Layout;
 use crate::op::{AmoOp, Code, Cond, Lane, Op, Ty, Val, VecOp, flags};
 use crate::softfloat::FloatOp;
@@ -356,7 +356,7 @@ impl Preparer<'_> {
     /// Resolves branches. Targets outside the block become operations that leave, after the last one.
     fn finish(mut self, mut bound: Vec<Option<u32>>, default_nan: [u64; 3]) -> Result<Program, PrepareError> {
         let mut entries: Vec<(i32, Entry)> = vec![(self.block.start as i32, Program::START)];
-        let inside = self.block.labels.iter().zip(&bound);
+        let inside = self.block.labels.iter().zip(&bound).filter(|(label, _)| label.pc != Label::LOCAL);
         entries.extend(inside.filter_map(|(label, at)| Some((label.pc, Entry((*at)?)))));
         // A label at the start is the same place, though after a marker's micro-operations: prefer the label.
         entries.reverse();

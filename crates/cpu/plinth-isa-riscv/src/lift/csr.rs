@@ -6,9 +6,11 @@ use plinth_ir::{BlockBuilder, Code, Op, Ty, Val};
 use super::emit::Lifter;
 use crate::decode::Decoded;
 use crate::helper::HelperId;
+use crate::mode::Unit;
 use crate::mode::privilege::{MACHINE, SUPERVISOR};
 use crate::slots;
 use crate::table::CsrOp;
+use crate::vector::{VLENB, VTYPE_MASK};
 
 /// CSR numbers.
 mod number {
@@ -16,6 +18,9 @@ mod number {
     pub const FRM: u32 = 0x002;
     pub const FCSR: u32 = 0x003;
     pub const SSTATUS: u32 = 0x100;
+    pub const VL: u32 = 0xc20;
+    pub const VTYPE: u32 = 0xc21;
+    pub const VLENB: u32 = 0xc22;
 }
 
 /// Bits of `mstatus` that `sstatus` shows, without SD: SIE, SPIE, UBE, SPP, VS, FS, XS, SUM, MXR, UXL.
@@ -54,6 +59,7 @@ impl Lifter<'_> {
         let writes = op == CsrOp::Write || source != 0;
         match number {
             number::FFLAGS => return self.fflags(d, op, writes, immediate),
+            number::VL | number::VTYPE | number::VLENB if !writes => return self.read_vector_csr(d, number),
             number::FRM | number::FCSR if !writes => return self.read_rounding(d, number),
             number::SSTATUS if self.mode.privilege >= SUPERVISOR => {
                 let clears_sie = op == CsrOp::Clear && immediate && u64::from(source) == SIE;
@@ -156,6 +162,42 @@ impl Lifter<'_> {
         let frm = self.constant(frm << 5);
         let dst = self.dst(d.rd);
         self.b.bin(Code::Or, Ty::I64, dst, flags, frm);
+        true
+    }
+
+    /// Reads `vl`, `vtype` or `vlenb`.
+    fn read_vector_csr(&mut self, d: &Decoded, number: u32) -> bool {
+        if self.mode.vector == Unit::Off {
+            return self.illegal(d);
+        }
+        let otherwise = self.vector_may_be_off().then(|| {
+            let labels = (self.b.local_label(), self.b.local_label());
+            self.go_if_off(labels.0);
+            labels
+        });
+        let config = Val::slot(slots::VCONFIG);
+        let value = match number {
+            number::VL => {
+                let (by, mask) = (self.constant(8), self.constant(0xff));
+                let shifted = self.bin(Code::Shr, Ty::I64, config, by);
+                self.bin(Code::And, Ty::I64, shifted, mask)
+            }
+            number::VTYPE => {
+                let mask = self.constant(VTYPE_MASK);
+                self.bin(Code::And, Ty::I64, config, mask)
+            }
+            _ => self.constant(VLENB),
+        };
+        if d.rd != 0 {
+            let dst = self.dst(d.rd);
+            self.b.un(Code::Mov, Ty::I64, dst, value);
+        }
+        if let Some((slow, done)) = otherwise {
+            self.b.jmp(done);
+            self.b.bind(slow);
+            self.system_helper(HelperId::Csr, d);
+            self.b.bind(done);
+        }
         true
     }
 

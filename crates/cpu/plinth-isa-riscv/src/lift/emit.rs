@@ -2,6 +2,7 @@
 
 use plinth_ir::{Block, BlockBuilder, Code, Cond, Op, Round, Ty, Val};
 
+use super::vector::VectorState;
 use crate::decode::Decoded;
 use crate::helper::HelperId;
 use crate::mode::{RiscvMode, Unit};
@@ -37,6 +38,8 @@ pub(super) struct Lifter<'b> {
     fp_checked: bool,
     /// `mstatus.FS` has been set to Dirty since then.
     fp_dirty: bool,
+    /// What is known of the vector unit.
+    pub vector: VectorState,
 }
 
 impl<'b> Lifter<'b> {
@@ -50,6 +53,7 @@ impl<'b> Lifter<'b> {
             is_known: 0,
             fp_checked: false,
             fp_dirty: false,
+            vector: VectorState::default(),
         }
     }
 
@@ -78,6 +82,7 @@ impl<'b> Lifter<'b> {
     pub fn status_changed(&mut self) {
         self.fp_checked = false;
         self.fp_dirty = false;
+        self.vector.status_changed();
     }
 
     /// Lifts `d`. Returns false if control never goes on to the next instruction.
@@ -101,6 +106,7 @@ impl<'b> Lifter<'b> {
             | Sem::TlbFence
             | Sem::FenceI => self.control(d, row.sem),
             Sem::Csr(op) => self.csr(d, op),
+            Sem::Vector(sem) => self.vector(d, sem),
             Sem::Load(..)
             | Sem::Store(_)
             | Sem::LoadReserved(_)

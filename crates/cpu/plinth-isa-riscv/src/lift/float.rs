@@ -196,7 +196,7 @@ impl Lifter<'_> {
     }
 
     /// Register `r` as a float of type `ty`.
-    fn f(&mut self, r: u8, ty: Ty) -> Val {
+    pub(super) fn f(&mut self, r: u8, ty: Ty) -> Val {
         let slot = Val::slot(slots::f(r));
         if ty == Ty::F64 { slot } else { self.un(Code::NanUnbox, ty, slot) }
     }

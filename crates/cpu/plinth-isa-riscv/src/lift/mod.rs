@@ -12,6 +12,7 @@ mod integer;
 mod memory;
 #[cfg(test)]
 mod tests;
+mod vector;
 
 use plinth_ir::{Block, LiftError, LiftRequest};
 

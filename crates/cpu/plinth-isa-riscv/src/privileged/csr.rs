@@ -13,6 +13,7 @@ use crate::privileged::state::{
 use crate::privileged::trap::{cause, illegal, next};
 use crate::privileged::{pmp, timer};
 use crate::slots::{self, get, set};
+use crate::vector::{Config, VLENB};
 
 /// Numbers of CSRs (2.2).
 #[allow(missing_docs)]
@@ -93,8 +94,6 @@ pub const ARCH_ID: u64 = 0;
 /// `mimpid`: major and minor version.
 pub const IMPL_ID: u64 = 0x0001_0000;
 
-/// Bytes of a vector register.
-const VLENB: u64 = 16;
 /// Counters there are: `cycle`, `time`, `instret`.
 const COUNTERS: u64 = 7;
 /// Counters that can be stopped.
@@ -500,12 +499,12 @@ fn read_vector(s: &[u64], number: u16) -> Option<u64> {
         return None;
     }
     Some(match number {
-        n::VSTART => get(s, slots::VSTART),
+        n::VSTART => Config::of(s).vstart(),
         n::VXSAT => get(s, slots::VXSAT),
         n::VXRM => get(s, slots::VXRM),
         n::VCSR => get(s, slots::VXRM) << 1 | get(s, slots::VXSAT),
-        n::VL => get(s, slots::VL),
-        n::VTYPE => get(s, slots::VTYPE),
+        n::VL => Config::of(s).vl(),
+        n::VTYPE => Config::of(s).vtype(),
         n::VLENB => VLENB,
         _ => return None,
     })
@@ -513,7 +512,7 @@ fn read_vector(s: &[u64], number: u16) -> Option<u64> {
 
 fn write_vector(s: &mut [u64], number: u16, value: u64) -> Option<Effect> {
     match number {
-        n::VSTART => set(s, slots::VSTART, value & (VLENB * 8 - 1)),
+        n::VSTART => Config::of(s).with_vstart(value).put(s),
         n::VXSAT => set(s, slots::VXSAT, value & 1),
         n::VXRM => set(s, slots::VXRM, value & 3),
         n::VCSR => {

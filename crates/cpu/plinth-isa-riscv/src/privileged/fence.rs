@@ -4,7 +4,7 @@ use plinth_ir::{Cpu, HelperResult};
 use plinth_vcpu::TlbFlush;
 
 use crate::mode::privilege;
-use crate::privileged::state::{fp_on, privilege_of, status, vector_on};
+use crate::privileged::state::{fp_on, privilege_of, status};
 use crate::privileged::trap::{illegal, next};
 use crate::slots::{self, get};
 
@@ -44,9 +44,4 @@ pub fn fence_i(cpu: &mut Cpu<'_>, _: u64, _: u64, _: u64) -> HelperResult {
 /// The helper `fp_check`.
 pub fn fp_check(cpu: &mut Cpu<'_>, insn: u64, _: u64, _: u64) -> HelperResult {
     if fp_on(cpu.slots) { HelperResult::Next(0) } else { illegal(insn) }
-}
-
-/// The helper `vector_check`.
-pub fn vector_check(cpu: &mut Cpu<'_>, insn: u64, _: u64, _: u64) -> HelperResult {
-    if vector_on(cpu.slots) { HelperResult::Next(0) } else { illegal(insn) }
 }

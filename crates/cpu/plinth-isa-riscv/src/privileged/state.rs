@@ -173,7 +173,7 @@ pub fn mode_of(s: &[u64]) -> Mode {
         mmu: data_mmu(s),
         privilege: own,
         fp,
-        vector: unit(user, vector_on(s)),
+        vector: if get(s, slots::MISA) & misa_bit(b'V') != 0 { Unit::Check } else { Unit::Off },
         frm: if fp == Unit::Off { 0 } else { get(s, slots::FRM) as u32 },
         cbo_clean: granted & envcfg::CBCFE != 0,
         cbo_inval: granted & envcfg::CBIE & !envcfg::CBIE_RESERVED != 0,

@@ -140,7 +140,8 @@ pub struct Format {
     /// Text of the operands. `d` `s` `t`: integer registers rd, rs1, rs2; `D` `S` `T` `R`: floating point
     /// registers rd, rs1, rs2, rs3; `i` `x`: the immediate, decimal or hexadecimal; `u`: bits 31 to 12 of it;
     /// `p`: pc + immediate; `m`: rounding mode unless dynamic; `P` `Q`: sets of a fence; `c`: CSR; `z`: the
-    /// rs1 field as a number; `l`: the constant of `fli`. Everything else stands for itself.
+    /// rs1 field as a number; `l`: the constant of `fli`; `v` `a` `b`: vector registers rd, rs1, rs2; `k`:
+    /// the mask, if there is one; `o`: v0; `y`: vtype. Everything else stands for itself.
     pub text: &'static str,
 }
 
@@ -187,6 +188,9 @@ macro_rules! formats {
 const M_R: u32 = 0xfe00_707f;
 const M_I: u32 = 0x0000_707f;
 const M_R2: u32 = 0xfff0_707f;
+const M_V: u32 = 0xfc00_707f;
+const SIMM5: Imm = signed(5, &[p(15, 5, 0)]);
+const UIMM5: Imm = unsigned(&[p(15, 5, 0)]);
 
 formats! {
     /// No operands.
@@ -262,6 +266,71 @@ formats! {
     X_TO_F_EXACT { mask: M_R2, rd: RD, rs1: RS1, text: "D,s" }
     /// fd, number of a constant.
     FLI { mask: M_R2, rd: RD, imm: unsigned(&[p(15, 5, 0)]), text: "D,l" }
+
+    /// rd, AVL in rs1, vtype.
+    V_SETVLI { mask: 0x8000_707f, rd: RD, rs1: RS1, imm: unsigned(&[p(20, 11, 0)]), text: "d,s,y" }
+    /// rd, AVL in the field of rs1, vtype.
+    V_SETVLII { mask: 0xc000_707f, rd: RD, imm: unsigned(&[p(20, 10, 0)]), text: "d,z,y" }
+    /// rd, AVL in rs1, vtype in rs2.
+    V_SETVL { mask: M_R, rd: RD, rs1: RS1, rs2: RS2, text: "d,s,t" }
+    /// vd, (rs1), the number of fields in bits 29 to 31.
+    V_LOAD { mask: 0x1df0_707f, rd: RD, rs1: RS1, text: "v,(s)k" }
+    /// vd, (rs1), rs2.
+    V_LOAD_STRIDED { mask: 0x1c00_707f, rd: RD, rs1: RS1, rs2: RS2, text: "v,(s),tk" }
+    /// vd, (rs1), vs2.
+    V_LOAD_INDEXED { mask: 0x1c00_707f, rd: RD, rs1: RS1, rs2: RS2, text: "v,(s),bk" }
+    /// vd, (rs1), nothing else.
+    V_LOAD_WHOLE { mask: M_R2, rd: RD, rs1: RS1, text: "v,(s)" }
+    /// vd, vs2, vs1.
+    V_VV { mask: M_V, rd: RD, rs1: RS1, rs2: RS2, text: "v,b,ak" }
+    /// vd, vs2, rs1.
+    V_VX { mask: M_V, rd: RD, rs1: RS1, rs2: RS2, text: "v,b,sk" }
+    /// vd, vs2, fs1.
+    V_VF { mask: M_V, rd: RD, rs1: RS1, rs2: RS2, text: "v,b,Sk" }
+    /// vd, vs2, immediate.
+    V_VI { mask: M_V, rd: RD, rs2: RS2, imm: SIMM5, text: "v,b,ik" }
+    /// vd, vs2, unsigned immediate.
+    V_VU { mask: M_V, rd: RD, rs2: RS2, imm: UIMM5, text: "v,b,ik" }
+    /// vd, vs1, vs2; vd is a source too.
+    V_ACC { mask: M_V, rd: RD, rs1: RS1, rs2: RS2, text: "v,a,bk" }
+    /// vd, rs1, vs2, likewise.
+    V_ACC_X { mask: M_V, rd: RD, rs1: RS1, rs2: RS2, text: "v,s,bk" }
+    /// vd, fs1, vs2, likewise.
+    V_ACC_F { mask: M_V, rd: RD, rs1: RS1, rs2: RS2, text: "v,S,bk" }
+    /// vd, vs2, vs1, v0.
+    V_CARRY { mask: M_R, rd: RD, rs1: RS1, rs2: RS2, text: "v,b,a,o" }
+    /// vd, vs2, rs1, v0.
+    V_CARRY_X { mask: M_R, rd: RD, rs1: RS1, rs2: RS2, text: "v,b,s,o" }
+    /// vd, vs2, immediate, v0.
+    V_CARRY_I { mask: M_R, rd: RD, rs2: RS2, imm: SIMM5, text: "v,b,i,o" }
+    /// vd, vs2, fs1, v0.
+    V_MERGE_F { mask: M_R, rd: RD, rs1: RS1, rs2: RS2, text: "v,b,S,o" }
+    /// vd, vs2, vs1, never masked.
+    V_PLAIN { mask: M_R, rd: RD, rs1: RS1, rs2: RS2, text: "v,b,a" }
+    /// vd, vs2, rs1, never masked.
+    V_PLAIN_X { mask: M_R, rd: RD, rs1: RS1, rs2: RS2, text: "v,b,s" }
+    /// vd, vs2, immediate, never masked.
+    V_PLAIN_I { mask: M_R, rd: RD, rs2: RS2, imm: SIMM5, text: "v,b,i" }
+    /// vd, vs1.
+    V_FROM_V { mask: M_R2, rd: RD, rs1: RS1, text: "v,a" }
+    /// vd, rs1.
+    V_FROM_X { mask: M_R2, rd: RD, rs1: RS1, text: "v,s" }
+    /// vd, fs1.
+    V_FROM_F { mask: M_R2, rd: RD, rs1: RS1, text: "v,S" }
+    /// vd, immediate.
+    V_FROM_I { mask: M_R2, rd: RD, imm: SIMM5, text: "v,i" }
+    /// vd, vs2, what selects the instruction in the field of rs1.
+    V_UNARY { mask: 0xfc0f_f07f, rd: RD, rs2: RS2, text: "v,bk" }
+    /// vd.
+    V_INDEX { mask: 0xfdff_f07f, rd: RD, text: "vk" }
+    /// rd, vs2, never masked.
+    V_TO_X { mask: 0xfe0f_f07f, rd: RD, rs2: RS2, text: "d,b" }
+    /// rd, vs2.
+    V_TO_X_MASKED { mask: 0xfc0f_f07f, rd: RD, rs2: RS2, text: "d,bk" }
+    /// fd, vs2.
+    V_TO_F { mask: 0xfe0f_f07f, rd: RD, rs2: RS2, text: "D,b" }
+    /// vd, vs2, how many in the field of rs1.
+    V_WHOLE { mask: 0xfe0f_f07f, rd: RD, rs2: RS2, text: "v,b" }
 
     /// rd', sp, immediate.
     C_ADDI4SPN { rd: C2, rs1: SP, imm: unsigned(&[p(11, 2, 4), p(7, 4, 6), p(6, 1, 2), p(5, 1, 3)]),

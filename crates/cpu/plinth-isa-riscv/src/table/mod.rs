@@ -6,11 +6,13 @@ mod float;
 pub mod format;
 mod integer;
 mod system;
+mod vector;
 
 use plinth_ir::{AmoOp, Code, Cond, FpCond, Ty};
 
 pub use self::format::{Format, Need};
 use crate::helper::HelperId;
+use crate::vector::sem::VectorSem;
 
 /// The extension that an instruction belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,6 +44,7 @@ pub enum Ext {
     /// Privileged architecture.
     Priv,
     Svinval,
+    V,
 }
 
 /// What an instruction does: the lifter's dispatch. "W" forms compute in 32 bits and sign-extend.
@@ -165,6 +168,8 @@ pub enum Sem {
     FRound(Ty, bool),
     /// rd = fs1 modulo 2^32.
     FModular,
+    /// A vector instruction.
+    Vector(VectorSem),
 }
 
 /// What a CSR instruction does to the CSR.
@@ -261,10 +266,10 @@ const fn row(name: &'static str, ext: Ext, bits: u32, format: &'static Format, s
     Row { name, ext, mask: format.mask, bits, format, sem }
 }
 
-/// The whole table. Where two rows match the same bits, the first one counts.
+/// The table but for vector instructions. Where two rows match the same bits, the first one counts.
 static TABLES: [&[Row]; 5] = [system::PREFETCHES, integer::ROWS, system::ROWS, float::ROWS, compressed::ROWS];
 
 /// All rows.
 pub fn rows() -> impl Iterator<Item = &'static Row> {
-    TABLES.into_iter().flatten()
+    TABLES.into_iter().chain(vector::ROWS.iter().copied()).flatten()
 }

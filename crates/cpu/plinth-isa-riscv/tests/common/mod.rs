@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use plinth_ir::interp::{Atomic, Machine, MemAccess, Next, Program, Site, WORDS, run};
 use plinth_ir::{
-    Block, Cpu, CpuEnv, Exception, HelperResult, LiftError, LiftRequest, Mode, PhysFault, Ty, eval_amo,
-    flags, verify,
+    Block, Cpu, CpuEnv, Exception, HelperFn, HelperResult, LiftError, LiftRequest, Mode, PhysFault, Ty,
+    eval_amo, flags, verify,
 };
 use plinth_isa_riscv::helper::HelperId;
 use plinth_isa_riscv::mode::{RiscvMode, Unit, mmu, privilege};
-use plinth_isa_riscv::privileged::access;
-use plinth_isa_riscv::{compute, lift, slots};
+use plinth_isa_riscv::privileged::state::{misa_bit, status};
+use plinth_isa_riscv::privileged::{access, csr};
+use plinth_isa_riscv::{compute, lift, slots, vector};
 use plinth_vcpu::{Platform, SystemEvent, TlbFlush, VcpuControl};
 
 /// Why the hart stopped.
@@ -44,7 +45,7 @@ pub const USER: RiscvMode = RiscvMode {
     mmu: mmu::USER,
     privilege: privilege::USER,
     fp: Unit::On,
-    vector: Unit::Off,
+    vector: Unit::On,
     frm: 0,
     cbo_clean: true,
     cbo_inval: true,
@@ -53,16 +54,10 @@ pub const USER: RiscvMode = RiscvMode {
 
 impl Hart {
     pub fn new(base: u64, memory: Vec<u8>) -> Self {
-        Self {
-            words: Box::new([0; WORDS]),
-            memory,
-            base,
-            pc: base,
-            mode: USER,
-            fp_flags: 0,
-            max_insns: 64,
-            reservation: None,
-        }
+        let mut words = Box::new([0; WORDS]);
+        words[usize::from(slots::MSTATUS)] = status::FS | status::VS;
+        words[usize::from(slots::MISA)] = misa_bit(b'V');
+        Self { words, memory, base, pc: base, mode: USER, fp_flags: 0, max_insns: 64, reservation: None }
     }
 
     pub fn x(&self, r: u8) -> u64 {
@@ -142,6 +137,9 @@ impl Hart {
                         Stop::Helper(HelperId::Csr, [insn, ..]) if self.float_csr(insn as u32) => {
                             self.pc += u64::from(site.len);
                         }
+                        Stop::Helper(HelperId::Csr, [insn, ..]) if self.vector_csr(insn) => {
+                            self.pc += u64::from(site.len);
+                        }
                         Stop::Helper(HelperId::FenceI | HelperId::Wrs, _) => self.pc += u64::from(site.len),
                         stop => return stop,
                     }
@@ -175,6 +173,21 @@ impl Hart {
             self.set_x(rd, old);
         }
         true
+    }
+
+    /// CSR instructions on what only vector instructions use: true if it was one.
+    fn vector_csr(&mut self, insn: u64) -> bool {
+        let is_vector = matches!(insn >> 20, 8..=15 | 0xc20..=0xc22);
+        is_vector && matches!(self.call(csr::csr, [insn, 0, 0]), HelperResult::Next(_))
+    }
+
+    pub fn call(&mut self, function: HelperFn, args: [u64; 3]) -> HelperResult {
+        let mut env = Env { fp_flags: self.fp_flags, memory: &mut self.memory, base: self.base };
+        *self.words.get_mut(usize::from(slots::FRM)).unwrap() = u64::from(self.mode.frm);
+        let mut cpu = Cpu { slots: &mut self.words[..slots::COUNT], pc: self.pc, insn_len: 4, env: &mut env };
+        let result = function(&mut cpu, args[0], args[1], args[2]);
+        self.fp_flags = env.fp_flags;
+        result
     }
 
     fn access(&mut self, va: u64, access: MemAccess, code: i32) -> Result<&mut [u8], Stop> {
@@ -219,12 +232,17 @@ impl Machine for Hart {
         self.write(va, value, access)
     }
 
-    fn load_v128(&mut self, va: u64, _: MemAccess) -> Result<[u64; 2], Stop> {
-        Err(Stop::Exception(5, va))
+    fn load_v128(&mut self, va: u64, access: MemAccess) -> Result<[u64; 2], Stop> {
+        let bytes = self.access(va, access, 5)?;
+        let half = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+        Ok([half(0), half(8)])
     }
 
-    fn store_v128(&mut self, va: u64, _: [u64; 2], _: MemAccess) -> Result<(), Stop> {
-        Err(Stop::Exception(7, va))
+    fn store_v128(&mut self, va: u64, value: [u64; 2], access: MemAccess) -> Result<(), Stop> {
+        let bytes = self.access(va, access, 7)?;
+        bytes[..8].copy_from_slice(&value[0].to_le_bytes());
+        bytes[8..].copy_from_slice(&value[1].to_le_bytes());
+        Ok(())
     }
 
     fn atomic(&mut self, va: u64, atomic: Atomic, access: MemAccess, b: u64, c: u64) -> Result<u64, Stop> {
@@ -260,14 +278,16 @@ impl Machine for Hart {
             HelperId::Fcvtmod => compute::fcvtmod,
             HelperId::AmocasQ => access::amocas_q,
             HelperId::CacheBlock => access::cache_block,
+            HelperId::Vector => vector::execute,
             _ => return Err(Stop::Helper(id, args)),
         };
-        // Memory is not translated or protected here: for its helpers this is machine mode.
-        let privilege = std::mem::replace(&mut self.words[usize::from(slots::PRIVILEGE)], 3);
-        let mut env = Env { fp_flags: self.fp_flags, memory: &mut self.memory, base: self.base };
-        let mut cpu = Cpu { slots: &mut self.words[..slots::COUNT], pc: self.pc, insn_len: 4, env: &mut env };
-        let result = function(&mut cpu, args[0], args[1], args[2]);
-        self.fp_flags = env.fp_flags;
+        // Memory is not translated or protected here: for what asks, this is machine mode.
+        let machine = matches!(id, HelperId::AmocasQ | HelperId::CacheBlock);
+        let privilege = self.words[usize::from(slots::PRIVILEGE)];
+        if machine {
+            self.words[usize::from(slots::PRIVILEGE)] = 3;
+        }
+        let result = self.call(function, args);
         self.words[usize::from(slots::PRIVILEGE)] = privilege;
         match result {
             HelperResult::Next(value) => Ok(value),
@@ -293,11 +313,20 @@ impl Machine for Hart {
     }
 }
 
-/// What the helpers that run here may use: the floating point flags, and memory.
+/// What helpers may use here: the floating point flags and memory.
 struct Env<'a> {
     fp_flags: u8,
     memory: &'a mut [u8],
     base: u64,
+}
+
+impl Env<'_> {
+    fn at(&mut self, va: u64, bytes: u32, code: u32) -> Result<&mut [u8], Exception> {
+        let fault = Exception { code, value: va };
+        let start = va.checked_sub(self.base).ok_or(fault)? as usize;
+        let end = start.checked_add(bytes as usize).ok_or(fault)?;
+        self.memory.get_mut(start..end).ok_or(fault)
+    }
 }
 
 struct NoPlatform;
@@ -354,6 +383,15 @@ impl CpuEnv for Env<'_> {
             high.copy_from_slice(&new[1].to_le_bytes());
         }
         Ok(was)
+    }
+    fn load(&mut self, va: u64, bytes: u32) -> Result<u64, Exception> {
+        let mut value = [0; 8];
+        value[..bytes as usize].copy_from_slice(self.at(va, bytes, 5)?);
+        Ok(u64::from_le_bytes(value))
+    }
+    fn store(&mut self, va: u64, bytes: u32, value: u64) -> Result<(), Exception> {
+        self.at(va, bytes, 7)?.copy_from_slice(&value.to_le_bytes()[..bytes as usize]);
+        Ok(())
     }
     fn fp_flags(&mut self) -> u8 {
         self.fp_flags

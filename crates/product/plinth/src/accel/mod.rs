@@ -6,22 +6,24 @@ use plinth_engine::Tier;
 use plinth_machine::isa::Isa;
 use plinth_vm::Accelerator;
 
-use crate::cli::AccelChoice;
+use crate::cli::{AccelChoice, CpuOption};
 use crate::failure::{Code, Failure, Result};
 use engine::EngineAccelerator;
 
 /// How an accelerator is to be set up.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct AccelOptions {
     /// Write a symbol map of translated code for `perf`.
     pub perf_map: bool,
+    /// Properties of the guest's CPUs.
+    pub cpu: CpuOption,
 }
 
 /// One that this build has.
 struct Known {
     choice: AccelChoice,
     /// Makes it for guests of an instruction set; `None`: it cannot run them.
-    make: fn(&Isa, AccelOptions) -> Option<Box<dyn Accelerator>>,
+    make: fn(&Isa, &AccelOptions) -> Option<Box<dyn Accelerator>>,
 }
 
 /// Best first.
@@ -30,16 +32,21 @@ static KNOWN: [Known; 2] = [
     Known { choice: AccelChoice::Interp, make: |isa, options| engine(isa, Tier::Interpret, options) },
 ];
 
-fn engine(isa: &Isa, tier: Tier, options: AccelOptions) -> Option<Box<dyn Accelerator>> {
-    EngineAccelerator::new(isa, tier, options.perf_map).map(|e| Box::new(e) as Box<dyn Accelerator>)
+fn engine(isa: &Isa, tier: Tier, options: &AccelOptions) -> Option<Box<dyn Accelerator>> {
+    EngineAccelerator::new(isa, tier, options).map(|e| Box::new(e) as Box<dyn Accelerator>)
 }
 
 /// The accelerator for a guest.
 ///
 /// # Errors
-/// This build has none that runs the guest.
-pub fn select(choice: AccelChoice, isa: &Isa, options: AccelOptions) -> Result<Box<dyn Accelerator>> {
+/// This build has none that runs the guest, or a property that its CPUs do not have.
+pub fn select(choice: AccelChoice, isa: &Isa, options: &AccelOptions) -> Result<Box<dyn Accelerator>> {
     tracing::debug!(target: "plinth::accel", perf_map = options.perf_map, "looking for {}", name(choice));
+    let properties = engine::cpu_properties(isa);
+    if let Some((name, _)) = options.cpu.properties.iter().find(|(name, _)| !properties.contains(&&**name)) {
+        let failure = Failure::usage(format!("CPUs of {} guests have no property `{name}`", isa.name));
+        return Err(failure.help(format!("properties: {}", properties.join(", "))));
+    }
     let mut known = KNOWN.iter().filter(|k| choice == AccelChoice::Auto || k.choice == choice);
     known.find_map(|k| (k.make)(isa, options)).ok_or_else(|| {
         let failure = Failure::new(

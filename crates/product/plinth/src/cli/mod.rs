@@ -1,5 +1,6 @@
 //! The command line.
 
+mod cpu;
 mod disk;
 pub mod disk_tool;
 pub mod size;
@@ -10,6 +11,7 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use plinth_net::PortForward;
 
+pub use cpu::CpuOption;
 pub use disk::{DeviceBus, DiskOption};
 pub use size::Size;
 
@@ -167,6 +169,10 @@ pub struct RunArgs {
     /// What runs the guest's instructions
     #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
     pub accel: AccelChoice,
+    /// Properties of the guest's CPUs: PROPERTY=on|off[,...]. For riscv64: v, the vector extension
+    /// [default: v=on]
+    #[arg(long, value_name = "PROPERTIES")]
+    pub cpu: Option<CpuOption>,
     /// Kernel to start: a Linux image (also compressed) or an ELF program
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,

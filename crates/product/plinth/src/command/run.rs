@@ -49,7 +49,8 @@ pub fn run(mut args: RunArgs, global: &Global) -> Result<ExitCode> {
     let sources = boot_sources(&args)?;
     sources.check(board)?;
     let disks = args.disk.iter().map(|d| open_disk(d, args.snapshot)).collect::<Result<Vec<_>>>()?;
-    let accelerator = accel::select(args.accel, board.isa, AccelOptions { perf_map: args.perf_map })?;
+    let options = AccelOptions { perf_map: args.perf_map, cpu: args.cpu.clone().unwrap_or_default() };
+    let accelerator = accel::select(args.accel, board.isa, &options)?;
     let mut builder = VmBuilder::new(board, memory, args.cpus)?;
     for (option, disk) in args.disk.iter().zip(disks) {
         add_disk(&mut builder, option, disk, args.cpus)?;
