@@ -6,6 +6,7 @@
 
 mod image;
 mod links;
+pub mod luks;
 mod open;
 mod options;
 mod output;
@@ -170,10 +171,10 @@ pub struct Driver {
 }
 
 /// Every format that Plinth knows, in the order in which files are tried.
-pub static DRIVERS: &[&Driver] = &[&raw::DRIVER];
+pub static DRIVERS: &[&Driver] = &[&raw::DRIVER, &luks::DRIVER];
 
 /// Marks of formats that have no driver yet, so that nobody takes them for raw.
-const MARKS: [(usize, &[u8], Format); 9] = [
+const MARKS: [(usize, &[u8], Format); 8] = [
     (0, b"QFI\xfb", Format::Qcow2),
     (0, b"QED\0", Format::Qed),
     (0, b"KDMV", Format::Vmdk),
@@ -182,7 +183,6 @@ const MARKS: [(usize, &[u8], Format); 9] = [
     (0, b"vhdxfile", Format::Vhdx),
     (0, b"conectix", Format::Vhd),
     (0x40, &[0x7f, 0x10, 0xda, 0xbe], Format::Vdi),
-    (0, b"LUKS\xba\xbe", Format::Luks),
 ];
 
 /// What a file holds, by its contents. Whatever has no mark of another format is raw.
