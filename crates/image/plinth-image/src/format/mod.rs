@@ -10,6 +10,7 @@ pub mod luks;
 mod open;
 mod options;
 mod output;
+pub mod parallels;
 pub mod raw;
 pub mod table;
 
@@ -171,7 +172,7 @@ pub struct Driver {
 }
 
 /// Every format that Plinth knows, in the order in which files are tried.
-pub static DRIVERS: &[&Driver] = &[&raw::DRIVER, &luks::DRIVER];
+pub static DRIVERS: &[&Driver] = &[&raw::DRIVER, &luks::DRIVER, &parallels::DRIVER];
 
 /// Marks of formats that have no driver yet, so that nobody takes them for raw.
 const MARKS: [(usize, &[u8], Format); 8] = [
