@@ -4,6 +4,9 @@
 //! [`open`](fn@open) finds the driver and gives an [`Image`], which is a [`Node`] with all that an image can do
 //! besides holding bytes.
 
+mod chunks;
+pub mod cloop;
+pub mod dmg;
 mod image;
 mod links;
 pub mod luks;
@@ -11,6 +14,7 @@ mod open;
 mod options;
 mod output;
 pub mod parallels;
+pub mod qed;
 pub mod raw;
 pub mod table;
 
@@ -172,12 +176,12 @@ pub struct Driver {
 }
 
 /// Every format that Plinth knows, in the order in which files are tried.
-pub static DRIVERS: &[&Driver] = &[&raw::DRIVER, &luks::DRIVER, &parallels::DRIVER];
+pub static DRIVERS: &[&Driver] =
+    &[&raw::DRIVER, &luks::DRIVER, &parallels::DRIVER, &qed::DRIVER, &cloop::DRIVER, &dmg::DRIVER];
 
 /// Marks of formats that have no driver yet, so that nobody takes them for raw.
-const MARKS: [(usize, &[u8], Format); 8] = [
+const MARKS: [(usize, &[u8], Format); 7] = [
     (0, b"QFI\xfb", Format::Qcow2),
-    (0, b"QED\0", Format::Qed),
     (0, b"KDMV", Format::Vmdk),
     (0, b"COWD", Format::Vmdk),
     (0, b"# Disk DescriptorFile", Format::Vmdk),
