@@ -14,6 +14,7 @@ pub mod format;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod graph;
+pub mod job;
 mod probe;
 #[doc(hidden)]
 pub mod testing;

@@ -275,3 +275,15 @@ fn cryptsetup_opens_ours_and_we_open_cryptsetups() {
         keyed(&["luksDump"]);
     }
 }
+
+#[test]
+fn damaged_files_do_no_harm() {
+    use plinth_image::fuzz::{SECRET as KNOWN, damage, fuzz_luks};
+    assert_eq!(KNOWN, SECRET);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    for (options, at_most) in [("iter-time=1", 600), ("iter-time=1,version=2,pbkdf=pbkdf2", 6000)] {
+        block_on(make(&path, options, 65536)).unwrap();
+        damage(&std::fs::read(&path).unwrap(), 30, at_most, fuzz_luks);
+    }
+}

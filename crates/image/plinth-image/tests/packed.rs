@@ -298,3 +298,20 @@ fn qed_images_of_qemu_read_the_same() {
         });
     }
 }
+
+#[test]
+fn damaged_files_do_no_harm() {
+    use plinth_image::fuzz::{damage, fuzz_cloop, fuzz_dmg, fuzz_qed};
+    damage(&qed(), 300, 20_480, fuzz_qed);
+    damage(&cloop(&data(CHUNK * 5)), 100, 4000, fuzz_cloop);
+    let image =
+        dmg(&[(1, vec![7; CHUNK]), (0x8000_0005, zlib(&data(CHUNK))), (0x8000_0004, adc(&[1; CHUNK]))], true);
+    let (start, end) = (image.len() - 1500, image.len());
+    // What matters is at the end.
+    let rotated: Vec<u8> = image[start..end].iter().chain(&image[..start]).copied().collect();
+    assert_eq!(rotated.len(), image.len());
+    damage(&rotated, 300, 1500, |bad| {
+        let start = bad.len().min(1500);
+        fuzz_dmg(&[&bad[start..], &bad[..start]].concat());
+    });
+}

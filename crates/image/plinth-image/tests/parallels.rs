@@ -269,3 +269,17 @@ fn bundles_are_read_through_their_snapshots() {
         }
     });
 }
+
+#[test]
+fn damaged_files_do_no_harm() {
+    use plinth_image::fuzz::{damage, fuzz_parallels};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.hdd");
+    block_on(async {
+        let image = make(&path, "cluster_size=4k", 256 << 10).await;
+        image.write(0, IoData::copy_of(&pattern(64 << 10, 3))).await.unwrap();
+        image.close().await.unwrap();
+    });
+    damage(&std::fs::read(&path).unwrap(), 400, 400, fuzz_parallels);
+    damage(DESCRIPTOR.as_bytes(), 100, 4000, fuzz_parallels);
+}

@@ -202,7 +202,11 @@ impl QedImage {
 
     /// Notes a cluster of the file as used; false if it was already.
     fn claim(&self, used: &mut HashSet<u64>, at: u64, len: u64) -> bool {
-        (at / self.cluster..(at + len) / self.cluster).fold(true, |free, n| used.insert(n) && free)
+        let mut free = true;
+        for n in at / self.cluster..(at + len) / self.cluster {
+            free &= used.insert(n);
+        }
+        free
     }
 
     async fn check_tables(&self, progress: &Progress, report: &mut CheckReport) -> Result<(), Error> {

@@ -33,7 +33,7 @@ pub fn is_descriptor(head: &[u8]) -> bool {
 
 /// One image of one part.
 enum Layer {
-    Sparse(ParallelsImage),
+    Sparse(Box<ParallelsImage>),
     Plain(NodeRef),
 }
 
@@ -169,7 +169,7 @@ pub async fn open(file: NodeRef, links: &dyn Links) -> Result<Bundle, Error> {
             let (layer, len) = if sparse {
                 let disk = ParallelsImage::open(node, true).await?;
                 let len = disk.size();
-                (Layer::Sparse(disk), len)
+                (Layer::Sparse(Box::new(disk)), len)
             } else {
                 let len = node.size();
                 (Layer::Plain(node), len)
