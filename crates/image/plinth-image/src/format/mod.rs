@@ -168,8 +168,8 @@ pub struct Driver {
     pub probe: fn(&Sample<'_>) -> bool,
     /// Opens an image.
     pub open: fn(OpenRequest) -> Io<'static, Rc<dyn Image>>,
-    /// Creates an image that reads as zeros (or as its backing image), and opens it for writing. `None`: the
-    /// format is for reading only.
+    /// Creates an image that reads as zeros (or as its backing image), and opens it for writing; where it reads as
+    /// something else (noise, for LUKS), its status does not say zero. `None`: the format is for reading only.
     pub create: Option<Create>,
     /// Options of `create`.
     pub options: &'static [OptionSpec],

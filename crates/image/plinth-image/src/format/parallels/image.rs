@@ -444,6 +444,20 @@ impl ParallelsImage {
         Ok(())
     }
 
+    /// Makes zero what clusters hold behind the disk's end, which is about to move.
+    async fn clear_behind(&self, header: &Header) -> Result<(), Error> {
+        let within = header.size % header.cluster;
+        if within > 0
+            && let Place::At(at) = self.place(header.size / header.cluster)?
+        {
+            self.file.write_zeroes(at + within, header.cluster - within, false).await?;
+        }
+        for index in header.size.div_ceil(header.cluster)..header.entries {
+            self.free(index).await?;
+        }
+        Ok(())
+    }
+
     /// Gives the second of two disk clusters that are in the same place a copy of its own.
     async fn part_duplicate(&self, index: u64) -> Result<(), Error> {
         let Place::At(from) = self.place(index)? else { return Ok(()) };
@@ -598,7 +612,7 @@ impl Node for ParallelsImage {
             if size < old.size {
                 return Err(refused(ErrorKind::Unsupported, "a Parallels disk cannot be made smaller"));
             }
-            let entries = size.div_ceil(old.cluster);
+            let entries = size.div_ceil(old.cluster).max(old.entries);
             let end = (HEADER as u64 + entries * 4).next_multiple_of(SECTOR);
             if entries > u64::from(u32::MAX)
                 || end > old.data
@@ -610,6 +624,7 @@ impl Node for ParallelsImage {
                 ));
             }
             self.mark().await?;
+            self.clear_behind(&old).await?;
             self.flush_all().await?;
             let _alone = self.writing.lock().await;
             let (from, sector) = {
@@ -626,7 +641,7 @@ impl Node for ParallelsImage {
             self.file.write(0, sector).await?;
             self.file.flush().await?;
             let mut header = self.header.borrow_mut();
-            (header.entries, header.size) = (entries.max(old.entries), size);
+            (header.entries, header.size) = (entries, size);
             Ok(())
         })
     }
