@@ -7,6 +7,7 @@
 //!
 //! An image file is hostile: whatever is read from it is checked before anything depends on it.
 
+pub mod crypt;
 pub mod disk;
 mod error;
 pub mod format;

@@ -4,11 +4,17 @@
 //! [`open`](fn@open) finds the driver and gives an [`Image`], which is a [`Node`] with all that an image can do
 //! besides holding bytes.
 
+mod chunks;
+pub mod cloop;
+pub mod dmg;
 mod image;
 mod links;
+pub mod luks;
 mod open;
 mod options;
 mod output;
+pub mod parallels;
+pub mod qed;
 pub mod raw;
 pub mod table;
 
@@ -162,27 +168,26 @@ pub struct Driver {
     pub probe: fn(&Sample<'_>) -> bool,
     /// Opens an image.
     pub open: fn(OpenRequest) -> Io<'static, Rc<dyn Image>>,
-    /// Creates an image that reads as zeros (or as its backing image), and opens it for writing. `None`: the
-    /// format is for reading only.
+    /// Creates an image that reads as zeros (or as its backing image), and opens it for writing; where it reads as
+    /// something else (noise, for LUKS), its status does not say zero. `None`: the format is for reading only.
     pub create: Option<Create>,
     /// Options of `create`.
     pub options: &'static [OptionSpec],
 }
 
 /// Every format that Plinth knows, in the order in which files are tried.
-pub static DRIVERS: &[&Driver] = &[&raw::DRIVER];
+pub static DRIVERS: &[&Driver] =
+    &[&raw::DRIVER, &luks::DRIVER, &parallels::DRIVER, &qed::DRIVER, &cloop::DRIVER, &dmg::DRIVER];
 
 /// Marks of formats that have no driver yet, so that nobody takes them for raw.
-const MARKS: [(usize, &[u8], Format); 9] = [
+const MARKS: [(usize, &[u8], Format); 7] = [
     (0, b"QFI\xfb", Format::Qcow2),
-    (0, b"QED\0", Format::Qed),
     (0, b"KDMV", Format::Vmdk),
     (0, b"COWD", Format::Vmdk),
     (0, b"# Disk DescriptorFile", Format::Vmdk),
     (0, b"vhdxfile", Format::Vhdx),
     (0, b"conectix", Format::Vhd),
     (0x40, &[0x7f, 0x10, 0xda, 0xbe], Format::Vdi),
-    (0, b"LUKS\xba\xbe", Format::Luks),
 ];
 
 /// What a file holds, by its contents. Whatever has no mark of another format is raw.

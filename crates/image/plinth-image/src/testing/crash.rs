@@ -97,6 +97,8 @@ pub struct Subject {
     pub options: String,
     /// Bytes of the disk.
     pub size: u64,
+    /// The passphrase, for formats with encryption.
+    pub secret: Option<Rc<[u8]>>,
 }
 
 impl Subject {
@@ -110,7 +112,7 @@ impl Subject {
             size: self.size,
             options: &options,
             backing: None,
-            secret: None,
+            secret: self.secret.as_deref(),
         };
         let image = create(request).await?;
         image.flush().await?;
@@ -119,7 +121,11 @@ impl Subject {
 
     async fn open(&self, world: &World) -> Result<Rc<dyn Image>, Error> {
         let file = world.file(NAME).expect("there is an image");
-        let options = OpenOptions { format: Some(self.driver.format), ..OpenOptions::default() };
+        let options = OpenOptions {
+            format: Some(self.driver.format),
+            secret: self.secret.clone(),
+            ..OpenOptions::default()
+        };
         (self.driver.open)(OpenRequest { file, links: Rc::new(world.clone()), options }).await
     }
 
@@ -159,7 +165,7 @@ impl CrashTest {
     /// Work for one format and its options, on a disk of `size` bytes.
     #[must_use]
     pub fn new(driver: &'static Driver, options: &str, size: u64, seed: u64, cuts: usize) -> Self {
-        let subject = Subject { driver, options: options.to_owned(), size };
+        let subject = Subject { driver, options: options.to_owned(), size, secret: None };
         Self { subject, work: Workload::new(seed, 150), cuts }
     }
 
@@ -220,7 +226,7 @@ impl FaultTest {
         requests: usize,
         step: u64,
     ) -> Self {
-        let subject = Subject { driver, options: options.to_owned(), size };
+        let subject = Subject { driver, options: options.to_owned(), size, secret: None };
         let work = Workload { may_fail: true, ..Workload::new(seed, requests) };
         Self { subject, work, step }
     }

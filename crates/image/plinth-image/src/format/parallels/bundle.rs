@@ -1,0 +1,349 @@
+//! Bundles: a `DiskDescriptor.xml` that names the disk's parts and, for each, the images of its snapshots. For reading.
+
+use std::collections::HashMap;
+
+use roxmltree::{Document, Node as Xml, ParsingOptions};
+use serde_json::json;
+
+use super::image::ParallelsImage;
+use crate::format::image::unsupported;
+use crate::format::{
+    BackingLink, Bitmaps, CheckReport, Description, Format, Image, Links, Options, Progress, Repair,
+    Snapshots,
+};
+use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_range};
+use crate::{Error, ErrorKind, SECTOR};
+
+/// Bytes, elements and images of a descriptor at most.
+const MAX_BYTES: u64 = 1 << 20;
+const MAX_ELEMENTS: u32 = 20_000;
+const MAX_IMAGES: usize = 1024;
+/// The parent of the first snapshot.
+const NONE: &str = "{00000000-0000-0000-0000-000000000000}";
+/// What is being written to, where the descriptor does not say.
+const TOP: &str = "{5fbaabe3-6958-40ff-92a7-860e329aab41}";
+
+/// True if a file begins like a descriptor.
+pub fn is_descriptor(head: &[u8]) -> bool {
+    let head = &head[..head.len().min(512)];
+    let mark = b"<Parallels_disk_image";
+    let start = head.iter().position(|&b| b == b'<').is_some_and(|n| n < 8);
+    start && head.windows(mark.len()).any(|w| w == mark)
+}
+
+/// One image of one part.
+enum Layer {
+    Sparse(Box<ParallelsImage>),
+    Plain(NodeRef),
+}
+
+/// A part of the disk, and its images, the newest first.
+struct Part {
+    start: u64,
+    end: u64,
+    layers: Vec<Layer>,
+}
+
+/// A disk of several images.
+pub struct Bundle {
+    info: NodeInfo,
+    size: u64,
+    parts: Vec<Part>,
+    snapshots: Vec<String>,
+}
+
+fn child<'a>(node: Xml<'a, 'a>, name: &str) -> Result<Xml<'a, 'a>, String> {
+    node.children().find(|n| n.has_tag_name(name)).ok_or_else(|| format!("'{name}' is missing"))
+}
+
+fn word<'a>(node: Xml<'a, 'a>, name: &str) -> Result<&'a str, String> {
+    Ok(child(node, name)?.text().unwrap_or("").trim())
+}
+
+fn sectors(node: Xml<'_, '_>, name: &str) -> Result<u64, String> {
+    let n = word(node, name)?.parse::<u64>().ok().and_then(|n| n.checked_mul(SECTOR));
+    n.ok_or_else(|| format!("'{name}' is no number of sectors"))
+}
+
+/// What the descriptor says of a part: where it is, and its images' kinds and files.
+struct Plan {
+    start: u64,
+    end: u64,
+    /// (sparse, file), the newest first.
+    images: Vec<(bool, String)>,
+}
+
+/// Snapshots from the newest to the oldest.
+fn chain(root: Xml<'_, '_>) -> Result<Vec<String>, String> {
+    let mut parents = HashMap::new();
+    let mut top = None;
+    if let Ok(snapshots) = child(root, "Snapshots") {
+        top = word(snapshots, "TopGUID").ok().map(str::to_owned);
+        for shot in snapshots.children().filter(|n| n.has_tag_name("Shot")) {
+            parents.insert(word(shot, "GUID")?.to_owned(), word(shot, "ParentGUID")?.to_owned());
+        }
+    }
+    let mut next = top.unwrap_or_else(|| TOP.to_owned());
+    let mut chain: Vec<String> = Vec::new();
+    while next != NONE {
+        if chain.contains(&next) {
+            return Err("its snapshots go in a circle".to_owned());
+        }
+        let parent = parents.get(&next).cloned();
+        chain.push(next);
+        next = parent.unwrap_or_else(|| NONE.to_owned());
+    }
+    Ok(chain)
+}
+
+fn plan(text: &str) -> Result<(u64, Vec<Plan>, Vec<String>), String> {
+    let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_ELEMENTS, ..ParsingOptions::default() };
+    let document = Document::parse_with_options(text, options).map_err(|e| e.to_string())?;
+    let root = document.root_element();
+    let parameters = child(root, "Disk_Parameters")?;
+    let size = sectors(parameters, "Disk_size")?;
+    if let Ok(encryption) = child(parameters, "Encryption")
+        && word(encryption, "Engine").is_ok_and(|e| !e.is_empty() && e != NONE)
+    {
+        return Err("encrypted disks are not supported".to_owned());
+    }
+    let chain = chain(root)?;
+    let mut plans = Vec::new();
+    let mut images = 0;
+    for storage in child(root, "StorageData")?.children().filter(|n| n.has_tag_name("Storage")) {
+        let mut part =
+            Plan { start: sectors(storage, "Start")?, end: sectors(storage, "End")?, images: Vec::new() };
+        let mut found = HashMap::new();
+        for image in storage.children().filter(|n| n.has_tag_name("Image")) {
+            let sparse = match word(image, "Type")? {
+                "Compressed" => true,
+                "Plain" => false,
+                other => return Err(format!("images of type '{other}' are not supported")),
+            };
+            found.insert(word(image, "GUID")?, (sparse, word(image, "File")?.to_owned()));
+        }
+        for guid in &chain {
+            part.images.extend(found.remove(guid.as_str()));
+        }
+        images += part.images.len();
+        if part.images.is_empty() || images > MAX_IMAGES {
+            return Err(format!("the part at {} has no image of its own, or there are too many", part.start));
+        }
+        plans.push(part);
+    }
+    plans.sort_by_key(|p| p.start);
+    let mut at = 0;
+    for part in &plans {
+        if part.start != at || part.end <= at {
+            return Err(format!("its parts do not follow each other at {at}"));
+        }
+        at = part.end;
+    }
+    if at != size {
+        return Err(format!("its parts are {at} bytes, and the disk {size}"));
+    }
+    Ok((size, plans, chain))
+}
+
+/// Opens the disk that a descriptor describes.
+///
+/// # Errors
+/// It, or an image that it names, is wrong or not supported; the images may not be opened.
+pub async fn open(file: NodeRef, links: &dyn Links) -> Result<Bundle, Error> {
+    let name = file.info().name.clone();
+    let refused = |why: String| {
+        let kind = if why.contains("not supported") { ErrorKind::Unsupported } else { ErrorKind::Corrupt };
+        Error::new(kind, format!("cannot use the description '{name}'"), why)
+    };
+    if file.size() > MAX_BYTES {
+        return Err(refused(format!("it has {} bytes, more than any honest one", file.size())));
+    }
+    let bytes = file.read(0, IoBuf::new(file.size() as usize)).await?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| refused("it is not UTF-8".to_owned()))?;
+    let (size, plans, snapshots) = plan(text).map_err(refused)?;
+    let mut parts = Vec::new();
+    for Plan { start, end, images } in plans {
+        let mut layers = Vec::new();
+        for (sparse, image) in images {
+            let node = links.open_file(&image, true).await?;
+            let (layer, len) = if sparse {
+                let disk = ParallelsImage::open(node, true).await?;
+                let len = disk.size();
+                (Layer::Sparse(Box::new(disk)), len)
+            } else {
+                let len = node.size();
+                (Layer::Plain(node), len)
+            };
+            if len < end - start {
+                return Err(Error::corrupt(&image, format!("it is shorter than its part of '{name}'")));
+            }
+            layers.push(layer);
+        }
+        parts.push(Part { start, end, layers });
+    }
+    let info = NodeInfo { name, read_only: true, block: SECTOR as u32 };
+    Ok(Bundle { info, size, parts, snapshots })
+}
+
+/// Where bytes are.
+struct Found<'a> {
+    /// The image's file and the byte in it; `None`: nowhere.
+    place: Option<(&'a NodeRef, u64)>,
+    len: u64,
+    depth: u32,
+}
+
+impl Bundle {
+    /// The first bytes of a range that are in one place.
+    fn find(&self, offset: u64, len: u64) -> Result<Found<'_>, Error> {
+        let n = self.parts.partition_point(|p| p.end <= offset);
+        let Some(part) = self.parts.get(n) else { return Ok(Found { place: None, len, depth: 0 }) };
+        let within = offset - part.start;
+        let mut len = len.min(part.end - offset);
+        let mut depth = 0;
+        for (n, layer) in part.layers.iter().enumerate() {
+            depth = n as u32;
+            match layer {
+                Layer::Plain(file) => return Ok(Found { place: Some((file, within)), len, depth }),
+                Layer::Sparse(disk) => {
+                    let (at, run) = disk.run(within, len)?;
+                    len = run;
+                    if let Some(at) = at {
+                        return Ok(Found { place: Some((disk.file(), at)), len, depth });
+                    }
+                }
+            }
+        }
+        Ok(Found { place: None, len, depth })
+    }
+
+    fn refuse(&self, doing: &str) -> Error {
+        let why = "Parallels bundles are only read: convert it to change it";
+        Error::new(ErrorKind::ReadOnly, format!("cannot {doing} '{}'", self.info.name), why)
+    }
+}
+
+impl Node for Bundle {
+    fn info(&self) -> &NodeInfo {
+        &self.info
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read(&self, offset: u64, mut buf: IoBuf) -> Io<'_, IoBuf> {
+        Box::pin(async move {
+            let len = buf.len() as u64;
+            check_range(self, "read", offset, len)?;
+            let mut done = 0;
+            while done < len {
+                let found = self.find(offset + done, len - done)?;
+                let out = done as usize..(done + found.len) as usize;
+                match found.place {
+                    None => buf[out].fill(0),
+                    Some((file, at)) if found.len == len => return file.read(at, buf).await,
+                    Some((file, at)) => {
+                        let part = file.read(at, IoBuf::new(found.len as usize)).await?;
+                        buf[out].copy_from_slice(&part);
+                    }
+                }
+                done += found.len;
+            }
+            Ok(buf)
+        })
+    }
+
+    fn write(&self, _offset: u64, _data: IoData) -> Io<'_, ()> {
+        Box::pin(async move { Err(self.refuse("write to")) })
+    }
+
+    fn write_zeroes(&self, _offset: u64, _len: u64, _unmap: bool) -> Io<'_, ()> {
+        Box::pin(async move { Err(self.refuse("write to")) })
+    }
+
+    fn discard(&self, _offset: u64, _len: u64) -> Io<'_, ()> {
+        Box::pin(async move { Err(self.refuse("write to")) })
+    }
+
+    fn flush(&self) -> Io<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn status(&self, offset: u64, len: u64) -> Io<'_, Extent> {
+        Box::pin(async move {
+            check_range(self, "look at", offset, len)?;
+            let found = self.find(offset, len)?;
+            // Its bytes are in several files, so there is no place to name.
+            let extent = match found.place {
+                Some(_) => Extent::stored(found.len, None),
+                None => Extent::hole(found.len),
+            };
+            Ok(Extent { depth: found.depth, ..extent })
+        })
+    }
+
+    fn resize(&self, _size: u64) -> Io<'_, ()> {
+        Box::pin(async move { Err(self.refuse("resize")) })
+    }
+
+    fn close(&self) -> Io<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+impl Image for Bundle {
+    fn format(&self) -> Format {
+        Format::Parallels
+    }
+
+    fn describe(&self) -> Description {
+        let mut details = serde_json::Map::new();
+        details.insert("parts".into(), json!(self.parts.len()));
+        details.insert("snapshots".into(), json!(self.snapshots));
+        Description { details, ..Description::default() }
+    }
+
+    fn backing(&self) -> Option<NodeRef> {
+        None
+    }
+
+    fn check<'a>(&'a self, _repair: Repair, progress: &'a Progress) -> Io<'a, CheckReport> {
+        Box::pin(async move {
+            let mut all = CheckReport::default();
+            for layer in self.parts.iter().flat_map(|p| &p.layers) {
+                let Layer::Sparse(disk) = layer else { continue };
+                let report = disk.check(Repair::No, progress).await?;
+                all.corruptions += report.corruptions;
+                all.leaks += report.leaks;
+                all.total_clusters += report.total_clusters;
+                all.allocated_clusters += report.allocated_clusters;
+                all.fragmented_clusters += report.fragmented_clusters;
+                for message in report.messages {
+                    all.say(format!("{}: {message}", disk.info().name));
+                }
+            }
+            Ok(all)
+        })
+    }
+
+    fn write_compressed(&self, _offset: u64, _data: IoData) -> Option<Io<'_, ()>> {
+        None
+    }
+
+    fn set_backing<'a>(&'a self, _link: Option<&'a BackingLink>) -> Io<'a, ()> {
+        Box::pin(async move { Err(unsupported(self, Format::Parallels, "change the backing image of")) })
+    }
+
+    fn amend<'a>(&'a self, _options: &'a Options) -> Io<'a, ()> {
+        Box::pin(async move { Err(unsupported(self, Format::Parallels, "change options of")) })
+    }
+
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        None
+    }
+
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        None
+    }
+}

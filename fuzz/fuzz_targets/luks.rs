@@ -1,0 +1,5 @@
+//! The first bytes of a disk.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| plinth_image::fuzz::fuzz_luks(data));
