@@ -11,6 +11,7 @@ mod options;
 mod output;
 pub mod raw;
 pub mod table;
+pub mod vmdk;
 
 use std::fmt;
 use std::rc::Rc;
@@ -170,15 +171,12 @@ pub struct Driver {
 }
 
 /// Every format that Plinth knows, in the order in which files are tried.
-pub static DRIVERS: &[&Driver] = &[&raw::DRIVER];
+pub static DRIVERS: &[&Driver] = &[&vmdk::DRIVER, &raw::DRIVER];
 
 /// Marks of formats that have no driver yet, so that nobody takes them for raw.
-const MARKS: [(usize, &[u8], Format); 9] = [
+const MARKS: [(usize, &[u8], Format); 6] = [
     (0, b"QFI\xfb", Format::Qcow2),
     (0, b"QED\0", Format::Qed),
-    (0, b"KDMV", Format::Vmdk),
-    (0, b"COWD", Format::Vmdk),
-    (0, b"# Disk DescriptorFile", Format::Vmdk),
     (0, b"vhdxfile", Format::Vhdx),
     (0, b"conectix", Format::Vhd),
     (0x40, &[0x7f, 0x10, 0xda, 0xbe], Format::Vdi),
