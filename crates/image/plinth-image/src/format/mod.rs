@@ -4,7 +4,7 @@
 //! [`open`](fn@open) finds the driver and gives an [`Image`], which is a [`Node`] with all that an image can do
 //! besides holding bytes.
 
-mod image;
+pub(crate) mod image;
 mod links;
 mod open;
 mod options;

@@ -303,8 +303,18 @@ async fn check_with(
     if repair == Repair::No && !copies || !writable {
         return Ok(scan.report);
     }
+    let (mut end, mut gaps) = (end, gaps);
     if repair == Repair::All && !scan.fixes.is_empty() {
         mend(e, &mut scan).await?;
+        // What was taken for a gap may belong to a grain whose entry was mended.
+        end = end_of(e);
+        let again = Scan::new(e, end, None).await?;
+        gaps = again.gaps(e, end);
+        scan.map = again.map;
+        scan.differ = again.differ;
+        if again.report.corruptions > 0 {
+            return Ok(scan.report);
+        }
     }
     if repair == Repair::All || copies {
         for &n in &scan.differ {
@@ -346,9 +356,7 @@ async fn mend(e: &SparseExtent, scan: &mut Scan) -> Result<(), Error> {
         e.pending.borrow_mut().insert(number, entry);
         scan.report.corruptions_fixed += 1;
     }
-    e.flush().await?;
-    // What was fixed is durable, so a second look may move grains.
-    Ok(())
+    e.flush().await
 }
 
 /// Moves the last grains into gaps, and cuts the file: how many gaps are gone.

@@ -31,11 +31,11 @@ use super::{
     BackingLink, Bitmaps, CheckReport, Description, Driver, Format, Image, Options, Progress, Repair,
     Snapshots,
 };
-use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_range};
+use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_range, joined};
 use crate::{Error, ErrorKind};
 use descriptor::{Access, Descriptor};
 use packed::PackedExtent;
-use sparse::{Below, SparseExtent, joined};
+use sparse::{Below, SparseExtent};
 
 /// VMware's disks.
 pub static DRIVER: Driver = Driver {

@@ -15,8 +15,8 @@ use libdeflater::{CompressionLvl, Compressor, Decompressor};
 use plinth_host::aio::offload;
 
 use super::header::Hosted;
-use super::sparse::{Below, Place, Run, SparseExtent, joined};
-use crate::graph::{IoBuf, IoData, RangeGuard, RangeLocks, is_zero};
+use super::sparse::{Below, Place, Run, SparseExtent};
+use crate::graph::{IoBuf, IoData, RangeGuard, RangeLocks, is_zero, joined};
 use crate::{Error, ErrorKind, SECTOR};
 
 /// Kinds of markers ("Virtual Disk Format 5.0", "Stream-Optimized Compressed Sparse Extents").

@@ -5,6 +5,7 @@
 //! and durable first, so that growing again shows zeros. The description follows the header; where a cut falls
 //! between them, the header of the only extent is what counts.
 
+use super::header::Hosted;
 use super::sparse::SparseExtent;
 use super::{Data, VmdkImage};
 use crate::format::Format;
@@ -87,25 +88,24 @@ impl SparseExtent {
             return Err(unsupported(&*self.file, Format::Vmdk, "resize"));
         };
         if count > had {
-            let bytes = (count * 4).next_multiple_of(SECTOR);
             super::super::table::table_len(self.name(), "grain directory", count, 4, 16 << 20)?;
             self.begin().await?;
-            let copies = u64::from(self.redundant.is_some());
-            let at = self.allocate((bytes * (1 + copies)).div_ceil(grain)).await?;
-            for (n, words) in
-                [Some(&self.directory), self.redundant.as_ref()].into_iter().flatten().enumerate()
+            let (directory, redundant) = self.place_directories(&header, count, grain).await?;
+            for (at, words) in
+                [(Some(directory), Some(&self.directory)), (redundant, self.redundant.as_ref())]
             {
+                let (Some(at), Some(words)) = (at, words) else { continue };
                 let mut words = words.borrow().clone();
                 words.resize(count as usize, 0);
-                let mut buf = IoBuf::zeroed(bytes as usize);
+                let mut buf = IoBuf::zeroed((count * 4).next_multiple_of(SECTOR) as usize);
                 for (to, word) in buf.chunks_mut(4).zip(&words) {
                     to.copy_from_slice(&word.to_le_bytes());
                 }
-                self.file.write(at + bytes * n as u64, buf.freeze()).await?;
+                self.file.write(at, buf.freeze()).await?;
             }
             self.file.flush().await?;
-            header.directory = at / SECTOR;
-            header.redundant = if copies > 0 { (at + bytes) / SECTOR } else { header.redundant };
+            header.directory = directory / SECTOR;
+            header.redundant = redundant.map_or(header.redundant, |r| r / SECTOR);
         }
         header.capacity = len / SECTOR;
         // Everything else in the sector stays as it is.
@@ -127,6 +127,26 @@ impl SparseExtent {
         }
         // What is not used any more at the end goes back to the file system.
         super::check::check_extent(self, Repair::Leaks, false).await.map(drop)
+    }
+
+    /// Where larger directories go. What grew before has them in space of its own, one in each half of it, and they
+    /// stay there while they fit: what they have beyond their old end means nothing to the old header.
+    async fn place_directories(
+        &self,
+        header: &Hosted,
+        count: u64,
+        grain: u64,
+    ) -> Result<(u64, Option<u64>), Error> {
+        let bytes = (count * 4).next_multiple_of(SECTOR);
+        let copied = self.redundant.is_some();
+        let (now, second) = (header.directory * SECTOR, header.redundant * SECTOR);
+        let own = now >= self.geometry.borrow().overhead && now.is_multiple_of(grain);
+        if own && (!copied || second == now + grain / 2) && bytes <= grain / 2 {
+            return Ok((now, copied.then_some(second)));
+        }
+        let space = (2 * bytes).next_multiple_of(grain);
+        let at = self.allocate(space / grain).await?;
+        Ok((at, copied.then_some(at + space / 2)))
     }
 
     /// Makes the grains between `len` and `old` unallocated.

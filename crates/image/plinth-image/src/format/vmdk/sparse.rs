@@ -24,7 +24,7 @@ use futures_util::future::join_all;
 
 use super::header::{Geometry, Hosted, Tables};
 use crate::format::table::{Block, TableCache, table_len};
-use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeRef, RangeLocks, is_zero, read_table};
+use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeRef, RangeLocks, is_zero, joined, read_table};
 use crate::{Error, ErrorKind, SECTOR};
 
 /// Bytes of a directory at most: for 128 TiB with grains of 64 KiB.
@@ -85,21 +85,6 @@ impl Below<'_> {
             }
         }
     }
-}
-
-/// Puts the parts of a buffer together again.
-pub fn joined(parts: Vec<IoBuf>) -> IoBuf {
-    let mut parts = parts.into_iter();
-    let mut whole = parts.next().unwrap_or_else(|| IoBuf::new(0));
-    for part in parts {
-        whole = whole.join(part).unwrap_or_else(|(a, b)| {
-            let mut copy = IoBuf::new(a.len() + b.len());
-            copy[..a.len()].copy_from_slice(&a);
-            copy[a.len()..].copy_from_slice(&b);
-            copy
-        });
-    }
-    whole
 }
 
 /// Where a grain is.
