@@ -32,10 +32,12 @@ fn image(driver: &'static Driver, data: &[u8]) {
             let Ok(extent) = image.status(at, size - at).await else { break };
             assert!(extent.len > 0 && extent.len <= size - at, "the extent {extent:?} at {at} of {size}");
             let n = extent.len.min(1 << 20).min(left);
-            if !extent.zero {
+            if extent.zero {
+                left = left.saturating_sub(4096);
+            } else {
                 let _data = image.read(at, IoBuf::new(n as usize)).await;
+                left = left.saturating_sub(n.max(4096));
             }
-            left -= n.min(4096);
             at += extent.len;
         }
         let _report = image.check(Repair::No, &Progress::default()).await;

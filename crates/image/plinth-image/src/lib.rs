@@ -13,6 +13,7 @@ pub mod format;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod graph;
+pub mod job;
 pub mod ovf;
 mod probe;
 #[doc(hidden)]
