@@ -408,10 +408,11 @@ async fn close_gaps(e: &SparseExtent, scan: &Scan, gaps: &[u64], end: u64) -> Re
         e.pending.borrow_mut().insert(number, (to / SECTOR) as u32);
     }
     e.flush().await?;
-    let new_end = last * grain;
-    e.file.resize(new_end.max(e.geometry.borrow().overhead)).await?;
+    let overhead = e.geometry.borrow().overhead;
+    let new_end = overhead.max(last * grain);
+    e.file.resize(new_end).await?;
     e.file.flush().await?;
-    e.next.set(new_end.max(e.geometry.borrow().overhead).next_multiple_of(grain));
+    e.next.set(new_end.next_multiple_of(grain));
     e.reserved.set(e.file.size());
     let left = gaps.iter().filter(|&&g| g < last).count().saturating_sub(moves.len());
     Ok((gaps.len() - left) as u64)

@@ -21,8 +21,9 @@ pub fn open(request: OpenRequest) -> Io<'static, Rc<dyn Image>> {
         let read_only = options.read_only || file.info().read_only;
         let name = file.info().name.clone();
         let mut image = open_main(&name, file, &*links, read_only).await?;
+        let link = image.link.borrow().clone();
         if !options.no_backing
-            && let Some(link) = image.link.borrow().clone()
+            && let Some(link) = link
         {
             image.backing = Some(open_parent(&name, &*links, &link).await?);
         }

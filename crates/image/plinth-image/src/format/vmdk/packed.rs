@@ -128,7 +128,7 @@ impl PackedExtent {
             self.drain(w).await?;
         }
         let grain = self.tables.grain();
-        if at % grain != 0 || (buf.len() as u64) < grain {
+        if !at.is_multiple_of(grain) || (buf.len() as u64) < grain {
             let (n, skip) = (at / grain, (at % grain) as usize);
             if skip + buf.len() <= grain as usize {
                 let whole = self.one(n, below).await?;
