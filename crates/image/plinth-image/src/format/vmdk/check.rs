@@ -39,6 +39,20 @@ impl Map {
         self.bits.get((slot / 64) as usize).is_some_and(|w| w >> (slot % 64) & 1 != 0)
     }
 
+    /// How many of a range of slots are not marked.
+    fn free(&self, first: u64, last: u64) -> u64 {
+        let mut free = 0;
+        let mut slot = first;
+        while slot < last {
+            let word = self.bits.get((slot / 64) as usize).copied().unwrap_or(0);
+            let n = (64 - slot % 64).min(last - slot);
+            let bits = word >> (slot % 64) & (u64::MAX >> (64 - n));
+            free += n - u64::from(bits.count_ones());
+            slot += n;
+        }
+        free
+    }
+
     /// Marks what a range touches; true if some of it was marked.
     fn mark(&mut self, at: u64, len: u64) -> bool {
         let mut was = false;
@@ -67,6 +81,8 @@ struct Scan {
     fixes: Vec<(u64, Fix)>,
     /// Tables that differ from their copies.
     differ: Vec<u64>,
+    /// Where directories and tables are that do not lie before all grains; in order.
+    fixed: Vec<u32>,
     /// Grains do not lie at multiples of their size.
     odd: bool,
 }
@@ -109,6 +125,7 @@ impl Scan {
             report: CheckReport::default(),
             fixes: Vec::new(),
             differ: Vec::new(),
+            fixed: Vec::new(),
             odd: false,
         };
         scan.map.mark(0, overhead);
@@ -141,7 +158,7 @@ impl Scan {
             (Some(g.directory), g.redundant, g.entry())
         };
         for at in [first, second].into_iter().flatten() {
-            self.map.mark(at, count * entry);
+            self.keep(at, count * entry);
         }
         for directory in [Some(&e.directory), e.redundant.as_ref()].into_iter().flatten() {
             let mut sorted = directory.borrow().clone();
@@ -154,7 +171,21 @@ impl Scan {
         }
         for n in 0..count {
             for at in [e.table_at(n), e.copy_at(n)].into_iter().flatten() {
-                self.map.mark(at, len);
+                self.keep(at, len);
+            }
+        }
+        self.fixed.sort_unstable();
+        self.fixed.dedup();
+    }
+
+    /// Marks a range that cannot be moved.
+    fn keep(&mut self, at: u64, len: u64) {
+        self.map.mark(at, len);
+        let slots = at / self.map.unit..(at + len).div_ceil(self.map.unit);
+        for slot in slots.filter_map(|s| u32::try_from(s).ok()) {
+            // Neighbours share a slot mostly.
+            if self.fixed.last() != Some(&slot) {
+                self.fixed.push(slot);
             }
         }
     }
@@ -252,13 +283,15 @@ impl Scan {
         Ok(())
     }
 
-    /// Space that nothing refers to, before `end`.
-    fn gaps(&self, e: &SparseExtent, end: u64) -> Vec<u64> {
+    /// Space that nothing refers to, before `end`: how many grains, and the first of them.
+    fn gaps(&self, e: &SparseExtent, end: u64) -> (u64, Vec<u64>) {
         if self.odd || e.packed || e.header.borrow().is_none() {
-            return Vec::new();
+            return (0, Vec::new());
         }
         let first = e.geometry.borrow().overhead.div_ceil(self.map.unit);
-        (first..end.div_ceil(self.map.unit)).filter(|&s| !self.map.has(s)).collect()
+        let last = end.div_ceil(self.map.unit);
+        let free = self.map.free(first, last);
+        (free, (first..last).filter(|&s| !self.map.has(s)).take(MAX_REPAIRS.min(free as usize)).collect())
     }
 }
 
@@ -291,13 +324,10 @@ async fn check_with(
         scan.report.say(format!("grain table {n} differs from its copy"));
     }
     let gaps = scan.gaps(e, end);
-    scan.report.leaks = gaps.len() as u64;
-    if !gaps.is_empty() {
-        scan.report.say(format!(
-            "{} grains of space are used by nothing, the first at {}",
-            gaps.len(),
-            gaps[0] * scan.map.unit
-        ));
+    scan.report.leaks = gaps.0;
+    if let Some(first) = gaps.1.first() {
+        let first = first * scan.map.unit;
+        scan.report.say(format!("{} grains of space are used by nothing, the first at {first}", gaps.0));
     }
     let writable = e.frozen.borrow().is_none() && !e.packed && !e.file.info().read_only;
     if repair == Repair::No && !copies || !writable {
@@ -310,6 +340,7 @@ async fn check_with(
         end = end_of(e);
         let again = Scan::new(e, end, None).await?;
         gaps = again.gaps(e, end);
+        scan.report.leaks = gaps.0;
         scan.map = again.map;
         scan.differ = again.differ;
         if again.report.corruptions > 0 {
@@ -324,8 +355,8 @@ async fn check_with(
         scan.report.corruptions_fixed += differ;
     }
     let sound = scan.report.corruptions == scan.report.corruptions_fixed && scan.fixes.is_empty();
-    if repair != Repair::No && sound && !gaps.is_empty() {
-        scan.report.leaks_fixed = close_gaps(e, &scan, &gaps, end).await?;
+    if repair != Repair::No && sound && gaps.0 > 0 {
+        scan.report.leaks_fixed = close_gaps(e, &scan, &gaps.1, end).await?;
     }
     Ok(scan.report)
 }
@@ -366,7 +397,7 @@ async fn close_gaps(e: &SparseExtent, scan: &Scan, gaps: &[u64], end: u64) -> Re
     let mut last = end.div_ceil(grain);
     // Nothing below this is free, once the moves are done.
     let mut full = e.geometry.borrow().overhead.div_ceil(grain);
-    let metadata = |slot: u64| metadata_in(e, slot * grain, grain);
+    let metadata = |slot: u64| u32::try_from(slot).is_ok_and(|s| scan.fixed.binary_search(&s).is_ok());
     for &gap in gaps.iter().take(MAX_REPAIRS) {
         while last > gap && !scan.map.has(last - 1) {
             last -= 1;
@@ -414,22 +445,9 @@ async fn close_gaps(e: &SparseExtent, scan: &Scan, gaps: &[u64], end: u64) -> Re
     e.file.flush().await?;
     e.next.set(new_end.next_multiple_of(grain));
     e.reserved.set(e.file.size());
-    let left = gaps.iter().filter(|&&g| g < last).count().saturating_sub(moves.len());
-    Ok((gaps.len() - left) as u64)
-}
-
-/// True if a directory or table lies in a range.
-fn metadata_in(e: &SparseExtent, at: u64, len: u64) -> bool {
-    let table = e.tables.block_size() as u64;
-    let (first, second, size, count) = {
-        let g = e.geometry.borrow();
-        let count = g.capacity.div_ceil(g.span());
-        (Some(g.directory), g.redundant, count * g.entry(), count)
-    };
-    let meets = |start: u64, n: u64| start < at + len && at < start + n;
-    [first, second].into_iter().flatten().any(|start| meets(start, size))
-        || (0..count)
-            .any(|n| [e.table_at(n), e.copy_at(n)].into_iter().flatten().any(|start| meets(start, table)))
+    let first = overhead.div_ceil(grain);
+    let left = scan.map.free(first, last).saturating_sub(moves.len() as u64);
+    Ok(scan.report.leaks.saturating_sub(left))
 }
 
 impl VmdkImage {

@@ -8,7 +8,7 @@ use super::header::{self, Geometry, Hosted};
 use super::open::{find_parent, hosted_data, image};
 use super::packed::PackedExtent;
 use super::resize::SPLIT;
-use super::sparse::SparseExtent;
+use super::sparse::{MAX_DIRECTORY, SparseExtent};
 use super::{Data, Piece, Place};
 use crate::format::{CreateRequest, Format, Image, OptionKind, OptionSpec, Options, Output};
 use crate::graph::{Io, IoBuf, IoData, NodeRef};
@@ -202,7 +202,7 @@ async fn one_file(output: &dyn Output, size: u64, wanted: &Wanted<'_>) -> Result
         let known = Hosted { directory: 0, ..header.clone() };
         let geometry = Geometry::hosted(&name, &known)?;
         let tables = geometry.capacity.div_ceil(geometry.span());
-        super::super::table::table_len(&name, "grain directory", tables, 4, 16 << 20)?;
+        super::super::table::table_len(&name, "grain directory", tables, 4, MAX_DIRECTORY)?;
         let written = header.overhead * SECTOR;
         let tables = SparseExtent::with(file.clone(), geometry, Some(header), vec![0; tables as usize]);
         Data::Packed(Box::new(PackedExtent::writer(tables, written)))
@@ -221,7 +221,7 @@ async fn one_file(output: &dyn Output, size: u64, wanted: &Wanted<'_>) -> Result
 async fn sparse_extent(file: NodeRef, header: Hosted) -> Result<Data, Error> {
     let name = file.info().name.clone();
     let tables = (header.capacity).div_ceil(header.grain * u64::from(header.entries));
-    super::super::table::table_len(&name, "grain directory", tables, 4, 16 << 20)?;
+    super::super::table::table_len(&name, "grain directory", tables, 4, MAX_DIRECTORY)?;
     let sectors = (tables * 4).div_ceil(SECTOR);
     let end = header.overhead * SECTOR;
     file.write_zeroes(0, end, true).await?;

@@ -224,14 +224,10 @@ impl Descriptor {
             match extent_line(name, line) {
                 Ok(Some(_)) => {
                     if seen == number {
-                        let mut words = line.splitn(3, [' ', '\t']);
-                        let (access, _, rest) = (words.next(), words.next(), words.next());
-                        let _ = write!(
-                            out,
-                            "{} {sectors} {}",
-                            access.unwrap_or_default(),
-                            rest.unwrap_or_default()
-                        );
+                        let mut rest = line;
+                        let access = word(&mut rest);
+                        word(&mut rest);
+                        let _ = write!(out, "{access} {sectors}{rest}");
                     } else {
                         out.push_str(line);
                     }
@@ -244,20 +240,28 @@ impl Descriptor {
     }
 }
 
+/// Takes the next word off a line.
+fn word<'a>(rest: &mut &'a str) -> &'a str {
+    let text = rest.trim_start_matches([' ', '\t']);
+    let (word, after) = text.split_at(text.find([' ', '\t']).unwrap_or(text.len()));
+    *rest = after;
+    word
+}
+
 /// Reads `RW 4192256 SPARSE "disk-s001.vmdk"`; `None` for lines of other kinds.
 fn extent_line(name: &str, line: &str) -> Result<Option<ExtentLine>, Error> {
     let line = line.trim();
     let bad = |why: &str| Error::corrupt(name, format!("of the extent '{}' {why}", short(line)));
-    let mut words = line.splitn(4, [' ', '\t']).filter(|w| !w.is_empty());
-    let access = match words.next().unwrap_or_default() {
+    let mut rest = line;
+    let access = match word(&mut rest) {
         "RW" => Access::ReadWrite,
         "RDONLY" => Access::ReadOnly,
         "NOACCESS" => Access::None,
         _ => return Ok(None),
     };
-    let sectors = words.next().and_then(|w| w.parse::<u64>().ok());
+    let sectors = word(&mut rest).parse::<u64>().ok();
     let sectors = sectors.ok_or_else(|| bad("the size is not a number"))?;
-    let kind = words.next().unwrap_or_default();
+    let kind = word(&mut rest);
     let Some(&(kind, _)) = Kind::ALL.iter().find(|k| k.1 == kind) else {
         let why = match kind {
             "VMFSRDM" | "VMFSRAW" => "it stands for a physical device, which only ESXi can reach".to_owned(),
@@ -268,7 +272,7 @@ fn extent_line(name: &str, line: &str) -> Result<Option<ExtentLine>, Error> {
     if sectors == 0 {
         return Err(bad("the size is zero"));
     }
-    let rest = words.next().unwrap_or_default().trim();
+    let rest = rest.trim();
     if kind == Kind::Zero {
         return Ok(Some(ExtentLine { access, sectors, kind, file: String::new(), offset: 0 }));
     }
@@ -371,6 +375,8 @@ mod tests {
         d.set_extent("x", 0, 64);
         d.set("parentFileNameHint", Some("parentFileNameHint=\"p.vmdk\""), "createType");
         d.set("parentCID", Some("parentCID=00000007"), "CID");
+        d.set_extent("x", 1, 7);
+        assert_eq!(d.extents("x").unwrap()[1], ExtentLine { sectors: 7, ..e[1].clone() });
         assert_eq!((d.extents("x").unwrap()[0].sectors, d.parent_cid("x").unwrap()), (64, Some(7)));
         assert_eq!(d.get("parentfilenamehint"), Some("p.vmdk"));
         d.set("parentFileNameHint", None, "");

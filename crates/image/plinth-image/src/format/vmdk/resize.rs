@@ -6,7 +6,7 @@
 //! between them, the header of the only extent is what counts.
 
 use super::header::Hosted;
-use super::sparse::SparseExtent;
+use super::sparse::{MAX_DIRECTORY, SparseExtent};
 use super::{Data, VmdkImage};
 use crate::format::Format;
 use crate::format::Repair;
@@ -88,7 +88,7 @@ impl SparseExtent {
             return Err(unsupported(&*self.file, Format::Vmdk, "resize"));
         };
         if count > had {
-            super::super::table::table_len(self.name(), "grain directory", count, 4, 16 << 20)?;
+            super::super::table::table_len(self.name(), "grain directory", count, 4, MAX_DIRECTORY)?;
             self.begin().await?;
             let (directory, redundant) = self.place_directories(&header, count, grain).await?;
             for (at, words) in

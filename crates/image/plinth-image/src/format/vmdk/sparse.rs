@@ -27,8 +27,8 @@ use crate::format::table::{Block, TableCache, table_len};
 use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeRef, RangeLocks, is_zero, joined, read_table};
 use crate::{Error, ErrorKind, SECTOR};
 
-/// Bytes of a directory at most: for 128 TiB with grains of 64 KiB.
-const MAX_DIRECTORY: u64 = 16 << 20;
+/// Bytes of a directory at most: for 64 TiB with grains of 64 KiB.
+pub const MAX_DIRECTORY: u64 = 8 << 20;
 /// Bytes of tables that are kept in memory.
 const TABLE_MEMORY: usize = 4 << 20;
 /// New grains that are kept in memory until tables are written, at most.
