@@ -374,6 +374,7 @@ async fn write_copy(e: &SparseExtent, n: u64) -> Result<(), Error> {
 /// Entries that cannot be right get the copy's, or nothing; grains that share space get their own.
 async fn mend(e: &SparseExtent, scan: &mut Scan) -> Result<(), Error> {
     let grain = e.grain();
+    e.begin().await?;
     for (number, fix) in scan.fixes.drain(..) {
         let entry = match fix {
             Fix::Entry(entry) => entry,

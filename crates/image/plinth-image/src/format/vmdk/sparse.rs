@@ -8,7 +8,7 @@
 //! 2. Data of new grains is written.
 //! 3. A flush makes data durable, then writes the tables (both copies) that point to it, and flushes again. A new
 //!    table is durable before the redundant directory has it, and that before the directory has it.
-//! 4. Closing flushes, cuts off what was reserved, and takes the mark back.
+//! 4. Closing flushes, cuts off what was reserved, flushes, and takes the mark back.
 //!
 //! A cut between any of these leaves tables that point to durable data only. What it can leave is grains that no
 //! table points to, and copies of tables that differ; the mark tells the next open, which mends both
@@ -708,6 +708,8 @@ impl SparseExtent {
         if *started && !self.leaky.get() {
             if self.next.get() < self.reserved.get() {
                 self.file.resize(self.next.get()).await?;
+                // Durable before the mark is gone, or the next open would not look for what is left over.
+                self.file.flush().await?;
                 self.reserved.set(self.next.get());
             }
             self.write_mark(false).await?;
