@@ -9,7 +9,7 @@ use crate::Error;
 use crate::crypt::KeyCost;
 use crate::format::{
     Image, NoLinks, OpenOptions, OpenRequest, Progress, Repair, Sample, cloop, dmg, luks, parallels, probe,
-    qed,
+    qed, vmdk,
 };
 use crate::graph::{IoBuf, IoData, MemoryNode};
 use crate::probe::{not_a_disk, stated_size};
@@ -118,4 +118,14 @@ pub fn damage(good: &[u8], rounds: u64, at_most: usize, fuzz: fn(&[u8])) {
         }
         fuzz(&bad);
     }
+}
+
+/// Treats `data` as a VMDK image in one file.
+pub fn fuzz_vmdk(data: &[u8]) {
+    fuzz_packed(vmdk::DRIVER.open, data);
+}
+
+/// Treats `data` as the envelope of a package of virtual machines.
+pub fn fuzz_ovf(data: &[u8]) {
+    let _machines = crate::ovf::parse_envelope(data);
 }

@@ -15,6 +15,7 @@ pub mod format;
 pub mod fuzz;
 pub mod graph;
 pub mod job;
+pub mod ovf;
 mod probe;
 #[doc(hidden)]
 pub mod testing;

@@ -7,7 +7,7 @@
 mod chunks;
 pub mod cloop;
 pub mod dmg;
-mod image;
+pub(crate) mod image;
 mod links;
 pub mod luks;
 mod open;
@@ -17,6 +17,7 @@ pub mod parallels;
 pub mod qed;
 pub mod raw;
 pub mod table;
+pub mod vmdk;
 
 use std::fmt;
 use std::rc::Rc;
@@ -177,14 +178,11 @@ pub struct Driver {
 
 /// Every format that Plinth knows, in the order in which files are tried.
 pub static DRIVERS: &[&Driver] =
-    &[&raw::DRIVER, &luks::DRIVER, &parallels::DRIVER, &qed::DRIVER, &cloop::DRIVER, &dmg::DRIVER];
+    &[&raw::DRIVER, &luks::DRIVER, &parallels::DRIVER, &qed::DRIVER, &cloop::DRIVER, &dmg::DRIVER, &vmdk::DRIVER];
 
 /// Marks of formats that have no driver yet, so that nobody takes them for raw.
-const MARKS: [(usize, &[u8], Format); 7] = [
+const MARKS: [(usize, &[u8], Format); 4] = [
     (0, b"QFI\xfb", Format::Qcow2),
-    (0, b"KDMV", Format::Vmdk),
-    (0, b"COWD", Format::Vmdk),
-    (0, b"# Disk DescriptorFile", Format::Vmdk),
     (0, b"vhdxfile", Format::Vhdx),
     (0, b"conectix", Format::Vhd),
     (0x40, &[0x7f, 0x10, 0xda, 0xbe], Format::Vdi),

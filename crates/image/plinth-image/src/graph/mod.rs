@@ -187,6 +187,22 @@ pub async fn write_zero_bytes(node: &dyn Node, offset: u64, len: u64) -> Result<
     Ok(())
 }
 
+/// Puts the parts of a buffer together again, without a copy where they are parts of one.
+#[must_use]
+pub fn joined(parts: Vec<IoBuf>) -> IoBuf {
+    let mut parts = parts.into_iter();
+    let mut whole = parts.next().unwrap_or_else(|| IoBuf::new(0));
+    for part in parts {
+        whole = whole.join(part).unwrap_or_else(|(a, b)| {
+            let mut copy = IoBuf::new(a.len() + b.len());
+            copy[..a.len()].copy_from_slice(&a);
+            copy[a.len()..].copy_from_slice(&b);
+            copy
+        });
+    }
+    whole
+}
+
 /// True if all bytes are zero.
 #[must_use]
 pub fn is_zero(bytes: &[u8]) -> bool {

@@ -1,0 +1,5 @@
+//! A VMDK image in one file.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| plinth_image::fuzz::fuzz_vmdk(data));
