@@ -73,7 +73,8 @@ impl Shared {
 
     /// From now on names every translation in the file where `perf` looks for this process's.
     pub fn open_perf_map(&self) -> io::Result<()> {
-        let path = std::env::temp_dir().join(format!("perf-{}.map", std::process::id()));
+        // `perf` looks there, whatever TMPDIR says.
+        let path = format!("/tmp/perf-{}.map", std::process::id());
         // The name can be guessed and the folder is everybody's: what is there is not written through, but
         // replaced (an earlier process of this number has left it).
         if let Err(e) = std::fs::remove_file(&path)
