@@ -130,6 +130,20 @@ impl CodeMemory {
         }
     }
 
+    /// Where the jump whose rel32 field is at `site` goes; none if that is no address of this memory.
+    #[must_use]
+    pub fn jump_target(&self, site: CodeAddress) -> Option<CodeAddress> {
+        let offset = site.wrapping_sub(self.rx as u64) as usize;
+        if offset >= self.used || offset % 8 > 4 || offset.saturating_add(4) > self.used {
+            return None;
+        }
+        let word = self.rw.wrapping_add(offset & !7).cast::<AtomicU64>();
+        // SAFETY: `word` is aligned and within the writable mapping (whose length is a multiple of 8).
+        let word = unsafe { &*word }.load(Ordering::Relaxed);
+        let rel = (word >> ((offset % 8) * 8)) as u32 as i32;
+        Some((site + 4).wrapping_add_signed(rel.into()))
+    }
+
     /// Sets the page number that a cross-page exit compares with ([`crate::ExitSite::page_literal`]).
     /// [`u32::MAX`] matches no page.
     pub fn patch_literal(&self, literal: CodeAddress, page: u32) -> bool {

@@ -140,10 +140,8 @@ impl Core {
         if !self.shared.ram.is_code(gpa) {
             return;
         }
-        if self.shared.code_written(gpa, bytes.into()) {
-            self.tlb.drop_jumps();
-            self.enter_mode();
-        }
+        let dropped = self.shared.code_written(gpa, bytes.into());
+        self.drop_code(&dropped);
         if !self.shared.ram.is_code(gpa) {
             // The page's last code is gone: stores are fast again.
             let access = self.access(va, AccessKind::Write);

@@ -80,8 +80,28 @@ struct Unit {
     len: u32,
     straddles: Option<u64>,
     offsets: Vec<u32>,
+    /// Its own exits' sites.
+    exits: Vec<u64>,
     /// Sites linked to this unit.
     incoming: Vec<u64>,
+    /// Bytes that it takes outside of the code memory.
+    ir_bytes: usize,
+}
+
+/// An exit of a unit.
+struct Exit {
+    site: ExitSite,
+    /// The unit that it is linked to.
+    to: Option<u32>,
+}
+
+/// An entry of a unit that is no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    /// Guest physical address.
+    pub gpa: u64,
+    /// Host code, if it had some.
+    pub host: Option<u64>,
 }
 
 /// See the module's text.
@@ -89,22 +109,31 @@ pub struct CodeCache {
     pub memory: Option<CodeMemory>,
     entries: FastMap<Key, Entry>,
     units: Vec<Option<Unit>>,
+    /// Places in `units` that are free.
+    free: Vec<u32>,
     /// Units by page address.
     pages: FastMap<u64, Vec<u32>>,
-    /// All exits by site, and whether each is linked.
-    sites: FastMap<u64, (ExitSite, bool)>,
+    /// All exits by site.
+    sites: FastMap<u64, Exit>,
+    /// Bytes of prepared IR, and how many there may be.
+    ir_bytes: usize,
+    ir_limit: usize,
     /// How often everything was dropped.
     pub generation: u64,
 }
 
 impl CodeCache {
-    pub fn new(memory: Option<CodeMemory>) -> Self {
+    /// Translations to host code in `memory`, and to at most `ir_limit` bytes of prepared IR.
+    pub fn new(memory: Option<CodeMemory>, ir_limit: usize) -> Self {
         Self {
             memory,
             entries: FastMap::default(),
             units: Vec::new(),
+            free: Vec::new(),
             pages: FastMap::default(),
             sites: FastMap::default(),
+            ir_bytes: 0,
+            ir_limit,
             generation: 0,
         }
     }
@@ -123,10 +152,14 @@ impl CodeCache {
     /// Registers a unit. Its first entry replaces one that is there (a straddling instruction whose second
     /// page changed); the others yield to what is there.
     pub fn insert(&mut self, new: NewUnit) {
-        let id = self.units.len() as u32;
+        let id = self.free.pop().unwrap_or(self.units.len() as u32);
         let page = new.gpa & !(PAGE - 1);
         let mut offsets = Vec::with_capacity(new.entries.len());
+        let mut ir_bytes = 0;
         for (i, (offset, body)) in new.entries.into_iter().enumerate() {
+            if let Body::Ir(program) = &body {
+                ir_bytes += program.bytes();
+            }
             let key = Key { gpa: page + u64::from(offset), mode: new.mode };
             if i == 0 || !self.entries.contains_key(&key) {
                 self.entries.insert(key, Entry { body, unit: id });
@@ -137,47 +170,73 @@ impl CodeCache {
         if let Some(second) = new.straddles {
             self.pages.entry(second).or_default().push(id);
         }
-        for s in new.exits {
-            self.sites.insert(s.site, (s, false));
+        let exits = new.exits.iter().map(|s| s.site).collect();
+        for site in new.exits {
+            self.sites.insert(site.site, Exit { site, to: None });
         }
+        self.ir_bytes += ir_bytes;
         let unit = Unit {
             mode: new.mode,
             gpa: new.gpa,
             len: new.len,
             straddles: new.straddles,
             offsets,
+            exits,
             incoming: Vec::new(),
+            ir_bytes,
         };
-        self.units.push(Some(unit));
+        match self.units.get_mut(id as usize) {
+            Some(place) => *place = Some(unit),
+            None => self.units.push(Some(unit)),
+        }
+    }
+
+    /// The prepared IR takes as much as it may.
+    pub fn is_full(&self) -> bool {
+        self.ir_bytes >= self.ir_limit
     }
 
     /// Makes the exit at `site` jump to the host code of `key` from now on. One that is linked elsewhere (its
     /// target page was another one then) changes only if the caller is `alone`: another vCPU could have
     /// passed the check of the old page and take the new jump.
     pub fn link(&mut self, site: u64, key: Key, alone: bool) {
-        let (Some(entry), Some((exit, linked))) = (self.entries.get(&key), self.sites.get_mut(&site)) else {
-            return;
-        };
-        let Body::Host(host) = entry.body else { return };
-        if *linked && !alone {
+        let Some(entry) = self.entries.get(&key) else { return };
+        let (Body::Host(host), Some(memory)) = (&entry.body, &mut self.memory) else { return };
+        // An exit to another page comes here too when the code TLB has forgotten the page.
+        if memory.jump_target(site) == Some(*host) {
             return;
         }
-        *linked = true;
-        if let Some(unit) = self.units[entry.unit as usize].as_mut()
-            && let Some(memory) = &mut self.memory
-        {
+        let Some(exit) = self.sites.get_mut(&site) else { return };
+        if exit.to.is_some() && !alone {
+            return;
+        }
+        let to = entry.unit;
+        let before = exit.to.replace(to);
+        memory.patch_jump(site, *host);
+        if let Some(literal) = exit.site.page_literal {
+            memory.patch_literal(literal, (key.gpa / PAGE) as u32);
+        }
+        if let Some(id) = before {
+            self.forget_link(id, site);
+        }
+        if let Some(unit) = self.units[to as usize].as_mut() {
             unit.incoming.push(site);
-            memory.patch_jump(site, host);
-            if let Some(literal) = exit.page_literal {
-                memory.patch_literal(literal, (key.gpa / PAGE) as u32);
-            }
         }
     }
 
-    /// Drops all units that were translated from any of `bytes` bytes at `gpa`. Returns true if there were any.
-    pub fn invalidate(&mut self, gpa: u64, bytes: u64) -> bool {
+    /// The exit at `site` no longer leads to unit `id`.
+    fn forget_link(&mut self, id: u32, site: u64) {
+        if let Some(unit) = self.units[id as usize].as_mut()
+            && let Some(at) = unit.incoming.iter().position(|&s| s == site)
+        {
+            unit.incoming.swap_remove(at);
+        }
+    }
+
+    /// Drops all units that were translated from any of `bytes` bytes at `gpa`; gives their entries.
+    pub fn invalidate(&mut self, gpa: u64, bytes: u64) -> Vec<Dropped> {
         let page = gpa & !(PAGE - 1);
-        let Some(ids) = self.pages.get(&page) else { return false };
+        let Some(ids) = self.pages.get(&page) else { return Vec::new() };
         let end = gpa + bytes;
         let hit: Vec<u32> = ids
             .iter()
@@ -188,19 +247,28 @@ impl CodeCache {
                 from < end && gpa < to
             })
             .collect();
+        let mut dropped = Vec::new();
         for &id in &hit {
-            self.drop_unit(id);
+            self.drop_unit(id, &mut dropped);
         }
-        !hit.is_empty()
+        dropped
     }
 
-    fn drop_unit(&mut self, id: u32) {
+    fn drop_unit(&mut self, id: u32, dropped: &mut Vec<Dropped>) {
         let Some(unit) = self.units[id as usize].take() else { return };
+        self.free.push(id);
+        self.ir_bytes -= unit.ir_bytes;
         let page = unit.gpa & !(PAGE - 1);
         for &o in &unit.offsets {
             let key = Key { gpa: page + u64::from(o), mode: unit.mode };
-            if self.entries.get(&key).is_some_and(|e| e.unit == id) {
-                self.entries.remove(&key);
+            if self.entries.get(&key).is_some_and(|e| e.unit == id)
+                && let Some(entry) = self.entries.remove(&key)
+            {
+                let host = match entry.body {
+                    Body::Host(host) => Some(host),
+                    Body::Ir(_) => None,
+                };
+                dropped.push(Dropped { gpa: key.gpa, host });
             }
         }
         for p in [Some(page), unit.straddles].into_iter().flatten() {
@@ -213,12 +281,18 @@ impl CodeCache {
         }
         if let Some(memory) = &mut self.memory {
             for site in unit.incoming {
-                let Some((exit, linked)) = self.sites.get_mut(&site) else { continue };
-                *linked = false;
-                if let Some(literal) = exit.page_literal {
+                let Some(exit) = self.sites.get_mut(&site) else { continue };
+                exit.to = None;
+                if let Some(literal) = exit.site.page_literal {
                     memory.patch_literal(literal, u32::MAX);
                 }
-                memory.patch_jump(site, exit.stub);
+                memory.patch_jump(site, exit.site.stub);
+            }
+        }
+        // A vCPU that is inside goes on to where the unit led at last; it is told of all that is dropped.
+        for site in unit.exits {
+            if let Some(Exit { to: Some(to), .. }) = self.sites.remove(&site) {
+                self.forget_link(to, site);
             }
         }
     }
@@ -230,7 +304,9 @@ impl CodeCache {
         }
         self.entries.clear();
         self.units.clear();
+        self.free.clear();
         self.sites.clear();
+        self.ir_bytes = 0;
         self.generation += 1;
         self.pages.drain().map(|(p, _)| p).collect()
     }

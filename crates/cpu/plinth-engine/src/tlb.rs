@@ -5,7 +5,7 @@
 //! across a switch: its few other entries are cleared instead.
 
 use plinth_codegen::frame::{
-    CODE_TLB_ENTRIES, CodeTlbEntry, MMUS, TAG_SLOW, TLB_ENTRIES, TOKEN_MAX, TlbEntry, code_tlb_index,
+    CODE_TLB_ENTRIES, CodeTlbEntry, JUMP_ENTRIES, JumpEntry, MMUS, TAG_SLOW, TLB_ENTRIES, TOKEN_MAX, TlbEntry, code_tlb_index,
     jump_index, tlb_index,
 };
 use plinth_ir::{AddressSpace, Mode};
@@ -21,6 +21,8 @@ const SPACES: usize = 16;
 const FEW: usize = 48;
 /// A flush of more pages than this flushes everything.
 const FLUSH_PAGES: u64 = 64;
+/// Ranges of large pages remembered for each set.
+const LARGE: usize = 16;
 /// Jump tokens remembered.
 const JUMP_TOKENS: usize = 64;
 /// Words of the filter of pages that the jump cache may know.
@@ -40,8 +42,35 @@ struct Set {
     /// Most recently used first.
     spaces: Vec<Space>,
     last_token: u64,
-    /// Addresses that large pages have been seen at: a flush inside flushes all.
-    large: Option<(u64, u64)>,
+    /// Addresses (first and last) that large pages have been seen at, sorted: a flush inside flushes all.
+    large: Vec<(u64, u64)>,
+}
+
+impl Set {
+    /// Remembers a large page. Ranges that touch become one; of too many, the two that are closest do.
+    fn note_large(&mut self, lo: u64, hi: u64) {
+        let large = &mut self.large;
+        if large.iter().any(|r| r.0 <= lo && hi <= r.1) {
+            return;
+        }
+        let at = large.partition_point(|r| r.0 < lo);
+        large.insert(at, (lo, hi));
+        let mut i = at.saturating_sub(1);
+        while i + 1 < large.len() && i <= at + 1 {
+            if large[i + 1].0 <= large[i].1.saturating_add(1) {
+                large[i].1 = large[i].1.max(large[i + 1].1);
+                large.remove(i + 1);
+            } else {
+                i += 1;
+            }
+        }
+        if large.len() > LARGE
+            && let Some(i) = (0..large.len() - 1).min_by_key(|&i| large[i + 1].0 - large[i].1)
+        {
+            large[i].1 = large[i + 1].1;
+            large.remove(i + 1);
+        }
+    }
 }
 
 struct JumpToken {
@@ -57,6 +86,8 @@ pub struct Tlb {
     sets: [Set; MMUS],
     jump_tokens: Vec<JumpToken>,
     filter: [u64; FILTER],
+    /// Another cache goes by the jump token.
+    foreign_jumps: bool,
     random: u64,
 }
 
@@ -78,7 +109,7 @@ impl Tlb {
     pub fn new(frame: FramePtr) -> Self {
         use std::hash::{BuildHasher, Hasher};
         let random = std::collections::hash_map::RandomState::new().build_hasher().finish() | 1;
-        Self { frame, sets: Default::default(), jump_tokens: Vec::new(), filter: [0; FILTER], random }
+        Self { frame, sets: Default::default(), jump_tokens: Vec::new(), filter: [0; FILTER], foreign_jumps: false, random }
     }
 
     fn next_random(&mut self) -> u64 {
@@ -192,8 +223,7 @@ impl Tlb {
         if page.page_size > PAGE {
             let lo = page.va & !(page.page_size - 1);
             let hi = lo | (page.page_size - 1);
-            let seen = self.sets[mmu].large.get_or_insert((lo, hi));
-            *seen = (seen.0.min(lo), seen.1.max(hi));
+            self.sets[mmu].note_large(lo, hi);
         }
         if !page.global
             && let Some(space) = self.sets[mmu].spaces.first_mut()
@@ -257,8 +287,15 @@ impl Tlb {
         self.note_jump(va);
     }
 
-    /// A cache that goes by the jump token knows the code at `va`: a flush of its page must change the token.
-    pub fn note_jump(&mut self, va: u64) {
+    /// A cache outside that goes by the jump token knows the code at `va`: a flush of its page must change the
+    /// token.
+    pub fn note_foreign_jump(&mut self, va: u64) {
+        self.foreign_jumps = true;
+        self.note_jump(va);
+    }
+
+    /// A flush of the page of `va` must look at the jump cache.
+    fn note_jump(&mut self, va: u64) {
         let h = Self::filter_bit(va);
         self.filter[h / 64] |= 1 << (h % 64);
     }
@@ -268,10 +305,30 @@ impl Tlb {
         ((page ^ (page >> 12)) as usize) & (FILTER * 64 - 1)
     }
 
+    /// The host code that the jump cache has for guest address `va`, in the current mode.
+    pub fn find_jump(&self, va: u64) -> Option<u64> {
+        let e = field!(self.frame, jumps[jump_index(va)]);
+        (e.key == va ^ field!(self.frame, jump_token) && e.host != 0).then_some(e.host)
+    }
+
+    /// Forgets host code at `host`, made from guest physical address `gpa`, wherever it is mapped: only the
+    /// index's bits above the offset in the page can differ.
+    pub fn drop_jump(&mut self, gpa: u64, host: u64) {
+        let mut va = gpa & (PAGE - 1);
+        while va < 2 * JUMP_ENTRIES as u64 {
+            let e = &mut field!(self.frame, jumps[jump_index(va)]);
+            if e.host == host {
+                *e = JumpEntry::default();
+            }
+            va += PAGE;
+        }
+    }
+
     /// Forgets where translated code is.
     pub fn drop_jumps(&mut self) {
         self.jump_tokens.clear();
         self.filter = [0; FILTER];
+        self.foreign_jumps = false;
         field!(self.frame, jump_token) = self.next_random();
     }
 
@@ -279,7 +336,7 @@ impl Tlb {
     fn flush_set(&mut self, mmu: usize) {
         let current = self.sets[mmu].spaces.first().map(|s| s.id);
         self.sets[mmu].spaces.clear();
-        self.sets[mmu].large = None;
+        self.sets[mmu].large.clear();
         if let Some(id) = current {
             let token = self.new_space(mmu, id);
             field!(self.frame, tokens[mmu]) = token;
@@ -322,13 +379,24 @@ impl Tlb {
         }
     }
 
+    /// Forgets where translated code of the page of `va` is. Other pages that share its entries suffer too.
+    fn drop_jumps_of_page(&mut self, va: u64) {
+        if self.foreign_jumps {
+            return self.drop_jumps();
+        }
+        let first = jump_index(va & PAGE_MASK);
+        for i in first..first + PAGE as usize / 2 {
+            field!(self.frame, jumps[i & (JUMP_ENTRIES - 1)]) = JumpEntry::default();
+        }
+    }
+
     fn flush_page(&mut self, va: u64) {
         let h = Self::filter_bit(va);
         if self.filter[h / 64] & (1 << (h % 64)) != 0 {
-            self.drop_jumps();
+            self.drop_jumps_of_page(va);
         }
         for mmu in 0..MMUS {
-            if self.sets[mmu].large.is_some_and(|(lo, hi)| (lo..=hi).contains(&va)) {
+            if self.sets[mmu].large.iter().any(|(lo, hi)| (lo..=hi).contains(&&va)) {
                 self.flush_set(mmu);
                 self.drop_jumps();
                 continue;
