@@ -4,7 +4,7 @@
 use crate::code::Key;
 
 /// Entries; a power of two.
-const ENTRIES: usize = 8192;
+const ENTRIES: usize = 16384;
 
 #[derive(Clone, Copy)]
 struct Entry {

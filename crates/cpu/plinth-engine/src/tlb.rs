@@ -5,8 +5,8 @@
 //! across a switch: its few other entries are cleared instead.
 
 use plinth_codegen::frame::{
-    CODE_TLB_ENTRIES, CodeTlbEntry, JUMP_ENTRIES, JumpEntry, MMUS, TAG_SLOW, TLB_ENTRIES, TOKEN_MAX, TlbEntry, code_tlb_index,
-    jump_index, tlb_index,
+    CODE_TLB_ENTRIES, CodeTlbEntry, JUMP_ENTRIES, JumpEntry, MMUS, TAG_SLOW, TLB_ENTRIES, TOKEN_MAX,
+    TlbEntry, code_tlb_index, jump_index, tlb_index,
 };
 use plinth_ir::{AddressSpace, Mode};
 use plinth_vcpu::TlbFlush;
@@ -27,6 +27,8 @@ const LARGE: usize = 16;
 const JUMP_TOKENS: usize = 64;
 /// Words of the filter of pages that the jump cache may know.
 const FILTER: usize = 64;
+/// Pages whose entries in the jump cache are apart from one another's.
+const JUMP_PAGES: usize = JUMP_ENTRIES / (PAGE as usize / 2);
 
 #[derive(Debug)]
 struct Space {
@@ -85,7 +87,8 @@ pub struct Tlb {
     frame: FramePtr,
     sets: [Set; MMUS],
     jump_tokens: Vec<JumpToken>,
-    filter: [u64; FILTER],
+    /// For each set of pages that share entries of the jump cache, by a hash of the page: it may know some.
+    filter: Box<[[u64; FILTER]; JUMP_PAGES]>,
     /// Another cache goes by the jump token.
     foreign_jumps: bool,
     random: u64,
@@ -109,7 +112,14 @@ impl Tlb {
     pub fn new(frame: FramePtr) -> Self {
         use std::hash::{BuildHasher, Hasher};
         let random = std::collections::hash_map::RandomState::new().build_hasher().finish() | 1;
-        Self { frame, sets: Default::default(), jump_tokens: Vec::new(), filter: [0; FILTER], foreign_jumps: false, random }
+        Self {
+            frame,
+            sets: Default::default(),
+            jump_tokens: Vec::new(),
+            filter: Box::new([[0; FILTER]; JUMP_PAGES]),
+            foreign_jumps: false,
+            random,
+        }
     }
 
     fn next_random(&mut self) -> u64 {
@@ -296,13 +306,15 @@ impl Tlb {
 
     /// A flush of the page of `va` must look at the jump cache.
     fn note_jump(&mut self, va: u64) {
-        let h = Self::filter_bit(va);
-        self.filter[h / 64] |= 1 << (h % 64);
+        let (set, word, bit) = Self::filter_bit(va);
+        self.filter[set][word] |= bit;
     }
 
-    fn filter_bit(va: u64) -> usize {
+    /// Where the filter keeps the page of `va`: set, word, bit.
+    fn filter_bit(va: u64) -> (usize, usize, u64) {
         let page = va / PAGE;
-        ((page ^ (page >> 12)) as usize) & (FILTER * 64 - 1)
+        let hash = (page.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52) as usize;
+        (page as usize % JUMP_PAGES, hash / 64, 1 << (hash % 64))
     }
 
     /// The host code that the jump cache has for guest address `va`, in the current mode.
@@ -327,7 +339,7 @@ impl Tlb {
     /// Forgets where translated code is.
     pub fn drop_jumps(&mut self) {
         self.jump_tokens.clear();
-        self.filter = [0; FILTER];
+        *self.filter = [[0; FILTER]; JUMP_PAGES];
         self.foreign_jumps = false;
         field!(self.frame, jump_token) = self.next_random();
     }
@@ -388,11 +400,12 @@ impl Tlb {
         for i in first..first + PAGE as usize / 2 {
             field!(self.frame, jumps[i & (JUMP_ENTRIES - 1)]) = JumpEntry::default();
         }
+        self.filter[Self::filter_bit(va).0] = [0; FILTER];
     }
 
     fn flush_page(&mut self, va: u64) {
-        let h = Self::filter_bit(va);
-        if self.filter[h / 64] & (1 << (h % 64)) != 0 {
+        let (set, word, bit) = Self::filter_bit(va);
+        if self.filter[set][word] & bit != 0 {
             self.drop_jumps_of_page(va);
         }
         for mmu in 0..MMUS {
