@@ -324,3 +324,65 @@ impl Unit {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use plinth_ir::{Block, BlockBuilder, Layout};
+
+    use super::*;
+
+    /// The prepared form of a block that only leaves.
+    fn program() -> Arc<Program> {
+        let mut block = Block::default();
+        let mut builder = BlockBuilder::new(&mut block);
+        builder.insn(0, 4);
+        builder.exit(4);
+        let layout = Layout { slots: &[], hot: &[], default_nan: [0; 3] };
+        Arc::new(Program::new(&block, &layout).unwrap())
+    }
+
+    #[test]
+    fn what_is_dropped_leaves_nothing_behind() {
+        let program = program();
+        let mut cache = CodeCache::new(None, 10 * program.bytes());
+        for i in 0..1000u64 {
+            assert!(!cache.is_full());
+            let site = ExitSite { site: i * 64, stub: i * 64 + 32, pc: 8, page_literal: None };
+            cache.insert(NewUnit {
+                mode: 1,
+                gpa: 0x8000_0ffc,
+                len: 8,
+                straddles: Some(0x8000_1000),
+                entries: vec![(0xffc, Body::Ir(Arc::clone(&program)))],
+                exits: vec![site],
+            });
+            let key = Key { gpa: 0x8000_0ffc, mode: 1 };
+            assert!(matches!(cache.find(key), Some((Body::Ir(_), Some(0x8000_1000)))));
+            assert_eq!(cache.invalidate(0x8000_1004, 4), []);
+            // Its second page's part.
+            assert_eq!(cache.invalidate(0x8000_1002, 1), [Dropped { gpa: key.gpa, host: None }]);
+            assert!(cache.find(key).is_none() && !cache.has_code(0x8000_0000));
+        }
+        assert_eq!((cache.units.len(), cache.sites.len(), cache.ir_bytes), (1, 0, 0));
+    }
+
+    #[test]
+    fn prepared_code_has_its_bound() {
+        let program = program();
+        let mut cache = CodeCache::new(None, 2 * program.bytes());
+        for i in 0..2 {
+            assert!(!cache.is_full());
+            cache.insert(NewUnit {
+                mode: 0,
+                gpa: i * 4,
+                len: 4,
+                straddles: None,
+                entries: vec![(i as u32 * 4, Body::Ir(Arc::clone(&program)))],
+                exits: Vec::new(),
+            });
+        }
+        assert!(cache.is_full());
+        assert_eq!(cache.clear(), [0]);
+        assert!(!cache.is_full());
+    }
+}

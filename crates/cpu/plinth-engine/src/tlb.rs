@@ -440,3 +440,52 @@ impl Tlb {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::FrameMap;
+
+    #[test]
+    fn large_pages_are_kept_as_ranges() {
+        let mut set = Set::default();
+        for i in [0u64, 2, 4, 3, 1, 0] {
+            set.note_large(i << 21, (i + 1 << 21) - 1);
+        }
+        assert_eq!(set.large, [(0, (5 << 21) - 1)]);
+        set.note_large(1 << 30, (2 << 30) - 1);
+        set.note_large(0, (1 << 30) - 1);
+        assert_eq!(set.large, [(0, (2 << 30) - 1)]);
+        // Too many: the closest become one, and no page is forgotten.
+        for i in 1..100 {
+            set.note_large(i << 40, (i << 40) + 0x1f_ffff);
+        }
+        set.note_large((50 << 40) + (1 << 30), (50 << 40) + (1 << 30) + 0x1f_ffff);
+        assert_eq!(set.large.len(), LARGE);
+        assert!(set.large.is_sorted() && set.large.windows(2).all(|w| w[0].1 < w[1].0));
+        for i in 1..100u64 {
+            assert!(set.large.iter().any(|r| r.0 <= i << 40 && (i << 40) + 0x1f_ffff <= r.1));
+        }
+    }
+
+    #[test]
+    fn jumps_are_forgotten_by_code_and_by_page() {
+        let map = FrameMap::new().unwrap();
+        let mut tlb = Tlb::new(map.frame());
+        tlb.drop_jumps();
+        // The same code at two addresses, other code at the same offset, and at another one.
+        let places = [(0x1_0234, 7), (0xffff_ffff_8005_5234, 7), (0x1_1234, 8), (0x1_0238, 9)];
+        let found = |tlb: &Tlb| places.map(|(va, _)| tlb.find_jump(va));
+        for (va, host) in places {
+            tlb.fill_jump(va, host);
+        }
+        assert_eq!(found(&tlb), [Some(7), Some(7), Some(8), Some(9)]);
+        tlb.drop_jump(0x8765_4234, 7);
+        assert_eq!(found(&tlb), [None, None, Some(8), Some(9)]);
+        let page = |va| TlbFlush { range: Some((va, 4096)), asid: None };
+        tlb.flush(page(0x7_7000));
+        assert_eq!(found(&tlb), [None, None, Some(8), Some(9)]);
+        tlb.flush(page(0x1_0000));
+        assert_eq!(found(&tlb), [None, None, Some(8), None]);
+    }
+}
