@@ -356,14 +356,18 @@ impl Tlb {
         }
     }
 
-    /// Forgets what is not global in set `mmu`.
-    fn flush_set_spaces(&mut self, mmu: usize) {
-        let Some(first) = self.sets[mmu].spaces.first() else { return };
-        if first.many {
-            self.flush_set(mmu);
-        } else {
-            self.clear_few(mmu);
-            self.sets[mmu].spaces.truncate(1);
+    /// Forgets what is not global in the address spaces of set `mmu` that `asid` names.
+    fn flush_spaces(&mut self, mmu: usize, asid: u64) {
+        let Some(&Space { id, many, .. }) = self.sets[mmu].spaces.first() else { return };
+        self.sets[mmu].spaces.retain(|s| s.id.asid != asid || s.id == id && !many);
+        if id.asid == asid {
+            if many {
+                let token = self.new_space(mmu, id);
+                field!(self.frame, tokens[mmu]) = token;
+                field!(self.frame, code_tokens[mmu]) = token;
+            } else {
+                self.clear_few(mmu);
+            }
         }
     }
 
@@ -379,10 +383,9 @@ impl Tlb {
             }
             _ => {
                 for mmu in 0..MMUS {
-                    if flush.asid.is_some() {
-                        self.flush_set_spaces(mmu);
-                    } else {
-                        self.flush_set(mmu);
+                    match flush.asid {
+                        Some(asid) => self.flush_spaces(mmu, asid),
+                        None => self.flush_set(mmu),
                     }
                 }
                 // Tokens of the flushed sets are new, so their jump tokens are found no more.

@@ -300,6 +300,52 @@ fn put_straddling(m: &Machine, first: u64, second: u64, n: i32) {
 }
 
 #[test]
+fn a_fence_for_another_space_is_for_that_one() {
+    for tier in TIERS {
+        for own in [1, 60] {
+            let mut m = supervisor(tier);
+            let spaces = [1, 2].map(|i| {
+                let t = Tables::new(&m, TABLES + i * 0x1_0000, i);
+                for n in 0..own {
+                    t.map(n, frame(i), RW);
+                }
+                t
+            });
+            for i in [1, 2, 3] {
+                m.set_word(frame(i), 1 << (16 * (i - 1)));
+            }
+            let leaf = spaces[1].leaf(0);
+            let [first, second] = [spaces[0].satp(), spaces[1].satp()];
+            let mut a = program(first);
+            a.li(S0, 20);
+            a.li(A3, VA);
+            a.li(T2, PAGE);
+            let top = a.here();
+            for next in [3, 2] {
+                for satp in [second, first] {
+                    set_satp(&mut a, satp);
+                    a.imm("addi", T1, A3, 0);
+                    a.imm("ld", A2, T1, 0);
+                    a.emit("add", A1, A1, A2, 0);
+                    for _ in 1..own {
+                        a.emit("add", T1, T1, T2, 0);
+                        a.imm("ld", A2, T1, 0);
+                    }
+                }
+                // In the first space: the second one's page moves.
+                set_entry(&mut a, leaf, entry(frame(next), RW));
+                a.li(A4, 2);
+                fence(&mut a, ZERO, A4);
+            }
+            a.imm("addi", S0, S0, -1);
+            a.branch("bne", S0, 0, top);
+            a.exit(A1, EXIT);
+            assert_eq!(run(&mut m, &a), (EXIT, 20 * 0x1_0001_0002), "{tier:?}, {own}");
+        }
+    }
+}
+
+#[test]
 fn an_instruction_across_pages_follows_its_second_page() {
     for tier in TIERS {
         for whole in [false, true] {
