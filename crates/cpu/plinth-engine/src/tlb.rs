@@ -453,7 +453,7 @@ mod tests {
     fn large_pages_are_kept_as_ranges() {
         let mut set = Set::default();
         for i in [0u64, 2, 4, 3, 1, 0] {
-            set.note_large(i << 21, (i + 1 << 21) - 1);
+            set.note_large(i << 21, ((i + 1) << 21) - 1);
         }
         assert_eq!(set.large, [(0, (5 << 21) - 1)]);
         set.note_large(1 << 30, (2 << 30) - 1);
