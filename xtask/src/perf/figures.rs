@@ -14,7 +14,7 @@ use super::material::Material;
 use super::process::resident;
 
 /// A machine that has not ended by then is stopped, and the figure fails.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(900);
 const MIB: f64 = (1 << 20) as f64;
 
 /// Which of two values is the better one.
