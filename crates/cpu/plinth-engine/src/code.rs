@@ -79,7 +79,9 @@ struct Unit {
     gpa: u64,
     len: u32,
     straddles: Option<u64>,
-    offsets: Vec<u32>,
+    /// Offsets of its entries and their host code, also of those that another unit has replaced since:
+    /// vCPUs may know them.
+    entries: Vec<(u32, Option<u64>)>,
     /// Its own exits' sites.
     exits: Vec<u64>,
     /// Sites linked to this unit.
@@ -154,16 +156,20 @@ impl CodeCache {
     pub fn insert(&mut self, new: NewUnit) {
         let id = self.free.pop().unwrap_or(self.units.len() as u32);
         let page = new.gpa & !(PAGE - 1);
-        let mut offsets = Vec::with_capacity(new.entries.len());
+        let mut entries = Vec::with_capacity(new.entries.len());
         let mut ir_bytes = 0;
         for (i, (offset, body)) in new.entries.into_iter().enumerate() {
-            if let Body::Ir(program) = &body {
-                ir_bytes += program.bytes();
-            }
+            let host = match &body {
+                Body::Host(host) => Some(*host),
+                Body::Ir(program) => {
+                    ir_bytes += program.bytes();
+                    None
+                }
+            };
             let key = Key { gpa: page + u64::from(offset), mode: new.mode };
             if i == 0 || !self.entries.contains_key(&key) {
                 self.entries.insert(key, Entry { body, unit: id });
-                offsets.push(offset);
+                entries.push((offset, host));
             }
         }
         self.pages.entry(page).or_default().push(id);
@@ -180,7 +186,7 @@ impl CodeCache {
             gpa: new.gpa,
             len: new.len,
             straddles: new.straddles,
-            offsets,
+            entries,
             exits,
             incoming: Vec::new(),
             ir_bytes,
@@ -259,17 +265,12 @@ impl CodeCache {
         self.free.push(id);
         self.ir_bytes -= unit.ir_bytes;
         let page = unit.gpa & !(PAGE - 1);
-        for &o in &unit.offsets {
-            let key = Key { gpa: page + u64::from(o), mode: unit.mode };
-            if self.entries.get(&key).is_some_and(|e| e.unit == id)
-                && let Some(entry) = self.entries.remove(&key)
-            {
-                let host = match entry.body {
-                    Body::Host(host) => Some(host),
-                    Body::Ir(_) => None,
-                };
-                dropped.push(Dropped { gpa: key.gpa, host });
+        for &(offset, host) in &unit.entries {
+            let key = Key { gpa: page + u64::from(offset), mode: unit.mode };
+            if self.entries.get(&key).is_some_and(|e| e.unit == id) {
+                self.entries.remove(&key);
             }
+            dropped.push(Dropped { gpa: key.gpa, host });
         }
         for p in [Some(page), unit.straddles].into_iter().flatten() {
             if let Some(list) = self.pages.get_mut(&p) {
@@ -364,6 +365,25 @@ mod tests {
             assert!(cache.find(key).is_none() && !cache.has_code(0x8000_0000));
         }
         assert_eq!((cache.units.len(), cache.sites.len(), cache.ir_bytes), (1, 0, 0));
+    }
+
+    #[test]
+    fn what_was_replaced_is_told_too() {
+        // Two vCPUs translate the same code at once, and each goes on with its own translation.
+        let mut cache = CodeCache::new(None, 0);
+        for host in [0x1000, 0x2000] {
+            cache.insert(NewUnit {
+                mode: 0,
+                gpa: 0x8000_0010,
+                len: 4,
+                straddles: None,
+                entries: vec![(0x10, Body::Host(host))],
+                exits: Vec::new(),
+            });
+        }
+        let dropped = |host| Dropped { gpa: 0x8000_0010, host: Some(host) };
+        assert_eq!(cache.invalidate(0x8000_0010, 1), [dropped(0x1000), dropped(0x2000)]);
+        assert!(cache.find(Key { gpa: 0x8000_0010, mode: 0 }).is_none());
     }
 
     #[test]
