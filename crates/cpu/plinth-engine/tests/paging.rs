@@ -306,25 +306,25 @@ fn a_fence_for_another_space_is_for_that_one() {
             let mut m = supervisor(tier);
             let spaces = [1, 2].map(|i| {
                 let t = Tables::new(&m, TABLES + i * 0x1_0000, i);
+                // Each at addresses of its own, so that neither's pages push the other's out of the TLB.
                 for n in 0..own {
-                    t.map(n, frame(i), RW);
+                    t.map(100 * i + n, frame(i), RW);
                 }
                 t
             });
             for i in [1, 2, 3] {
                 m.set_word(frame(i), 1 << (16 * (i - 1)));
             }
-            let leaf = spaces[1].leaf(0);
-            let [first, second] = [spaces[0].satp(), spaces[1].satp()];
-            let mut a = program(first);
+            let leaf = spaces[1].leaf(200);
+            let [first, second] = [(spaces[0].satp(), 100), (spaces[1].satp(), 200)];
+            let mut a = program(first.0);
             a.li(S0, 20);
-            a.li(A3, VA);
             a.li(T2, PAGE);
             let top = a.here();
             for next in [3, 2] {
-                for satp in [second, first] {
+                for (satp, page) in [second, first] {
                     set_satp(&mut a, satp);
-                    a.imm("addi", T1, A3, 0);
+                    a.li(T1, VA + page * PAGE);
                     a.imm("ld", A2, T1, 0);
                     a.emit("add", A1, A1, A2, 0);
                     for _ in 1..own {
