@@ -113,7 +113,8 @@ fn qemu(program: &Path, launch: &Launch<'_>) -> Command {
         command.arg("-drive").arg(drive).args(["-device", "virtio-blk-pci,drive=disk"]);
     }
     if launch.network {
-        command.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"]);
+        // Nothing is booted from the network: the ROM for that, a package of its own, is not needed.
+        command.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]);
     } else {
         command.args(["-nic", "none"]);
     }
