@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::rvvm::Rvvm;
+
 /// One of those compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Emulator {
@@ -10,17 +12,17 @@ pub enum Emulator {
     Plinth,
     /// QEMU with its translator (TCG).
     Qemu,
+    /// RVVM with its JIT compiler.
+    Rvvm,
 }
 
 impl Emulator {
-    /// All of them, in the order of the table's columns.
-    pub const ALL: [Self; 2] = [Self::Plinth, Self::Qemu];
-
     /// The name in the table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Plinth => "Plinth",
             Self::Qemu => "QEMU",
+            Self::Rvvm => "RVVM",
         }
     }
 }
@@ -44,40 +46,52 @@ pub struct Launch<'a> {
 pub struct Programs {
     pub plinth: PathBuf,
     pub qemu: PathBuf,
+    /// Where it was built.
+    pub rvvm: Option<Rvvm>,
 }
 
 impl Programs {
-    /// The program of an emulator.
-    pub fn path(&self, emulator: Emulator) -> &Path {
-        match emulator {
-            Emulator::Plinth => &self.plinth,
-            Emulator::Qemu => &self.qemu,
-        }
+    /// Those that there are, in the order of the table's columns.
+    pub fn emulators(&self) -> Vec<Emulator> {
+        let mut all = vec![Emulator::Plinth, Emulator::Qemu];
+        all.extend(self.rvvm.as_ref().map(|_| Emulator::Rvvm));
+        all
     }
 
-    /// The first line that the emulator's `--version` prints.
+    /// The line in which the emulator says its version.
     pub fn version(&self, emulator: Emulator) -> Result<String, String> {
-        let path = self.path(emulator);
+        let (path, option) = match (emulator, &self.rvvm) {
+            (Emulator::Rvvm, Some(rvvm)) => (&rvvm.program, "--help"),
+            (Emulator::Qemu, _) => (&self.qemu, "--version"),
+            _ => (&self.plinth, "--version"),
+        };
         let output = Command::new(path)
-            .arg("--version")
+            .arg(option)
             .output()
             .map_err(|e| format!("cannot start {}: {e}", path.display()))?;
         let text = String::from_utf8_lossy(&output.stdout);
-        Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+        // RVVM has it in the middle of its help: "https://... (v0.7-...)".
+        let is_version = |line: &&str| emulator != Emulator::Rvvm || line.contains("(v");
+        let line = text.lines().find(is_version).unwrap_or_default().trim();
+        Ok(match (emulator, line.split_once("(v")) {
+            (Emulator::Rvvm, Some((_, version))) => format!("RVVM {}", version.trim_end_matches(')')),
+            _ => line.to_owned(),
+        })
     }
 
     /// The command that starts the machine, with its console on standard output.
-    pub fn command(&self, emulator: Emulator, launch: &Launch<'_>) -> Command {
-        let mut command = Command::new(self.path(emulator));
-        match emulator {
-            Emulator::Plinth => plinth(&mut command, launch),
-            Emulator::Qemu => qemu(&mut command, launch),
+    pub fn command(&self, emulator: Emulator, launch: &Launch<'_>) -> Result<Command, String> {
+        match (emulator, &self.rvvm) {
+            (Emulator::Plinth, _) => Ok(plinth(&self.plinth, launch)),
+            (Emulator::Qemu, _) => Ok(qemu(&self.qemu, launch)),
+            (Emulator::Rvvm, Some(rvvm)) => rvvm.command(launch),
+            (Emulator::Rvvm, None) => Err("there is no RVVM".into()),
         }
-        command
     }
 }
 
-fn plinth(command: &mut Command, launch: &Launch<'_>) {
+fn plinth(program: &Path, launch: &Launch<'_>) -> Command {
+    let mut command = Command::new(program);
     command.args(["run", "--arch", "riscv64", "--no-reboot"]);
     command.arg("--kernel").arg(launch.kernel).arg("--initrd").arg(launch.initrd);
     command.arg("--append").arg(&launch.cmdline).arg("-m").arg(format!("{}M", launch.memory));
@@ -85,9 +99,11 @@ fn plinth(command: &mut Command, launch: &Launch<'_>) {
         command.arg("--disk").arg(format!("path={},readonly=on", disk.display()));
     }
     command.args(["--net", if launch.network { "user" } else { "none" }]);
+    command
 }
 
-fn qemu(command: &mut Command, launch: &Launch<'_>) {
+fn qemu(program: &Path, launch: &Launch<'_>) -> Command {
+    let mut command = Command::new(program);
     // `rv64` is QEMU's fastest model: `max` has extensions that its translator is slow at.
     command.args(["-M", "virt", "-cpu", "rv64", "-smp", "1", "-nographic", "-no-reboot"]);
     command.arg("-kernel").arg(launch.kernel).arg("-initrd").arg(launch.initrd);
@@ -97,8 +113,10 @@ fn qemu(command: &mut Command, launch: &Launch<'_>) {
         command.arg("-drive").arg(drive).args(["-device", "virtio-blk-pci,drive=disk"]);
     }
     if launch.network {
-        command.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"]);
+        // Nothing is booted from the network: the ROM for that, a package of its own, is not needed.
+        command.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]);
     } else {
         command.args(["-nic", "none"]);
     }
+    command
 }

@@ -21,9 +21,10 @@ const PACKAGES: &[&str] = &[
     "gcc-14",
     "libc6-dev",
     "libstb-dev",
+    "fio",
 ];
 /// The guest's own programs, each of one source file.
-const SOURCES: &[&str] = &["arrays", "reads"];
+const SOURCES: &[&str] = &["arrays"];
 const COMPILER: &str = "riscv64-linux-gnu-gcc";
 
 /// Files that every machine of the comparison gets.
@@ -39,17 +40,21 @@ pub struct Material {
 }
 
 impl Material {
-    /// Makes what is not there yet in `target/perf`.
-    pub fn prepare(root: &Path, plinth: &Path, coremark: Option<&Path>) -> Result<Self, String> {
-        let folder = root.join("target/perf");
-        fs::create_dir_all(&folder).map_err(|e| format!("cannot create {}: {e}", folder.display()))?;
+    /// Makes what is not there yet in `folder`.
+    pub fn prepare(
+        root: &Path,
+        folder: &Path,
+        plinth: &Path,
+        coremark: Option<&Path>,
+    ) -> Result<Self, String> {
+        fs::create_dir_all(folder).map_err(|e| format!("cannot create {}: {e}", folder.display()))?;
         let disk = folder.join("debian.raw");
         build_debian(plinth, &disk)?;
         let manifest: Value = serde_json::from_slice(&read(&disk.with_extension("json"))?)
             .map_err(|e| format!("the description of {} is no JSON: {e}", disk.display()))?;
         let initrd = folder.join("perf.initrd");
         let mut bytes = read(&disk.with_extension("initrd"))?;
-        bytes.extend(overlay(root, &folder, coremark)?);
+        bytes.extend(overlay(root, folder, coremark)?);
         write(&initrd, &bytes)?;
         Ok(Self {
             kernel: disk.with_extension("kernel"),

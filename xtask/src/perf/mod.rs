@@ -1,4 +1,4 @@
-//! `cargo xtask perf`: Plinth's speed and memory beside QEMU's, taken in alternation.
+//! `cargo xtask perf`: Plinth's speed and memory beside its peers', taken in alternation.
 
 mod console;
 mod cpio;
@@ -7,6 +7,7 @@ mod figures;
 mod material;
 mod process;
 mod report;
+mod rvvm;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,9 +16,10 @@ use emulator::{Emulator, Programs};
 use figures::{Context, FIGURES, Figure};
 use material::Material;
 use report::{Line, Round};
+use rvvm::Rvvm;
 
 const HELP: &str = "\
-Measures Plinth and QEMU in alternation and writes the table of docs/performance.md.
+Measures Plinth and its peers in alternation and writes the table of docs/performance.md.
 
 Usage: cargo xtask perf [OPTIONS]
 
@@ -27,9 +29,14 @@ Options:
   --quick           One round with less work, for a look: nothing is written
   --plinth PATH     Program to measure [default: $PLINTH or target/release/plinth]
   --qemu PATH       Its peer [default: qemu-system-riscv64]
+  --rvvm PATH       A second peer, built from LekKit/RVVM, for boot and CoreMark [default: $RVVM]
+  --firmware PATH   OpenSBI's fw_jump.bin, which RVVM needs [default: that of Debian's package opensbi]
   --coremark PATH   A static riscv64 build of eembc/coremark; without it that figure is left out
 
 Figures: ";
+
+/// Options with a value.
+const OPTIONS: [&str; 7] = ["--only", "--runs", "--plinth", "--qemu", "--rvvm", "--firmware", "--coremark"];
 
 /// The command line.
 struct Options {
@@ -38,6 +45,8 @@ struct Options {
     quick: bool,
     plinth: PathBuf,
     qemu: PathBuf,
+    rvvm: Option<PathBuf>,
+    firmware: PathBuf,
     coremark: Option<PathBuf>,
 }
 
@@ -50,6 +59,8 @@ impl Options {
             quick: false,
             plinth: plinth.unwrap_or_else(|| root.join("target/release/plinth")),
             qemu: "qemu-system-riscv64".into(),
+            rvvm: std::env::var_os("RVVM").map(PathBuf::from),
+            firmware: "/usr/lib/riscv64-linux-gnu/opensbi/generic/fw_jump.bin".into(),
             coremark: None,
         };
         let mut args = args.iter();
@@ -58,8 +69,7 @@ impl Options {
                 options.quick = true;
                 continue;
             }
-            let known = ["--only", "--runs", "--plinth", "--qemu", "--coremark"].contains(&name.as_str());
-            if !known {
+            if !OPTIONS.contains(&name.as_str()) {
                 return Err(format!("no option `{name}`; see `cargo xtask perf --help`"));
             }
             let value = args.next().ok_or_else(|| format!("{name} needs a value"))?;
@@ -75,6 +85,8 @@ impl Options {
                 }
                 "--plinth" => options.plinth = value.into(),
                 "--qemu" => options.qemu = value.into(),
+                "--rvvm" => options.rvvm = Some(value.into()),
+                "--firmware" => options.firmware = value.into(),
                 _ => options.coremark = Some(value.into()),
             }
         }
@@ -106,13 +118,19 @@ pub fn run(root: &Path, args: &[String]) -> Result<String, Vec<String>> {
         return Ok(format!("{HELP}{}", names()));
     }
     let options = Options::parse(root, args).map_err(|e| vec![e])?;
-    let programs = Programs { plinth: options.plinth.clone(), qemu: options.qemu.clone() };
-    for emulator in Emulator::ALL {
+    let folder = root.join("target/perf");
+    let rvvm = options.rvvm.clone().map(|program| Rvvm {
+        program,
+        firmware: options.firmware.clone(),
+        folder: folder.clone(),
+    });
+    let programs = Programs { plinth: options.plinth.clone(), qemu: options.qemu.clone(), rvvm };
+    for emulator in programs.emulators() {
         let version = programs.version(emulator).map_err(|e| vec![e])?;
         eprintln!("{}: {version}", emulator.name());
     }
-    let material =
-        Material::prepare(root, &programs.plinth, options.coremark.as_deref()).map_err(|e| vec![e])?;
+    let material = Material::prepare(root, &folder, &programs.plinth, options.coremark.as_deref())
+        .map_err(|e| vec![e])?;
     let date = report::today().map_err(|e| vec![e])?;
     let context = Context { programs: &programs, material: &material, quick: options.quick };
 
@@ -137,10 +155,10 @@ fn take(context: &Context<'_>, figure: &Figure, runs: usize, problems: &mut Vec<
     let mut rounds = Vec::new();
     for number in 0..runs {
         let mut round: Round = BTreeMap::new();
-        let mut order = Emulator::ALL;
-        if number % 2 == 1 {
-            order.reverse();
-        }
+        let mut order = context.programs.emulators();
+        order.retain(|e| *e != Emulator::Rvvm || figure.with_rvvm);
+        let count = order.len();
+        order.rotate_left(number % count);
         for emulator in order {
             eprintln!("{} with {}, round {} of {runs}", figure.name, emulator.name(), number + 1);
             match figure.measure(context, emulator) {

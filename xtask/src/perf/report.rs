@@ -13,8 +13,8 @@ use super::material::Material;
 const BEGIN: &str = "<!-- perf:begin -->";
 const END: &str = "<!-- perf:end -->";
 const HEAD: &str = "\
-| what | unit | Plinth | QEMU | ratio | ratio of CPU time | wanted | met | rounds | load | date |
-|---|---|--:|--:|--:|--:|---|---|--:|--:|---|";
+| what | unit | Plinth | QEMU | ratio | ratio of CPU time | RVVM | ratio | wanted | met | rounds | load | date |
+|---|---|--:|--:|--:|--:|--:|--:|---|---|--:|--:|---|";
 
 /// The title of the line that follows the rows of the work in the guest.
 const MEAN: &str = "work in the guest, geometric mean";
@@ -42,11 +42,17 @@ pub fn median(mut values: Vec<f64>) -> Option<f64> {
     }
 }
 
-/// How many times as good Plinth was as QEMU: the median over the rounds of `pick`'s ratio.
-fn ratio(rounds: &[Round], row: &Row, pick: impl Fn(&Sample) -> Option<f64>, better: Better) -> Option<f64> {
+/// How many times as good Plinth was as `peer`: the median over the rounds of `pick`'s ratio.
+fn ratio(
+    rounds: &[Round],
+    row: &Row,
+    peer: Emulator,
+    pick: impl Fn(&Sample) -> Option<f64>,
+    better: Better,
+) -> Option<f64> {
     let of = |round: &Round, emulator| round.get(&emulator)?.values.get(row.key).and_then(&pick);
     let ratios = rounds.iter().filter_map(|round| {
-        let (own, peer) = (of(round, Emulator::Plinth)?, of(round, Emulator::Qemu)?);
+        let (own, peer) = (of(round, Emulator::Plinth)?, of(round, peer)?);
         let ratio = if better == Better::Lower { peer / own } else { own / peer };
         ratio.is_finite().then_some(ratio)
     });
@@ -63,16 +69,18 @@ pub fn lines(figure: &Figure, rounds: &[Round], date: &str) -> Vec<Line> {
             let all = rounds.iter().filter_map(|r| Some(r.get(&emulator)?.values.get(row.key)?.value));
             median(all.collect())
         };
-        let (own, peer) = (value(Emulator::Plinth), value(Emulator::Qemu));
-        let wall = ratio(rounds, row, |s| Some(s.value), row.better);
-        let cpu = ratio(rounds, row, |s| s.cpu, Better::Lower);
+        let (own, peer, second) = (value(Emulator::Plinth), value(Emulator::Qemu), value(Emulator::Rvvm));
+        let wall = ratio(rounds, row, Emulator::Qemu, |s| Some(s.value), row.better);
+        let cpu = ratio(rounds, row, Emulator::Qemu, |s| s.cpu, Better::Lower);
+        let beside_second = ratio(rounds, row, Emulator::Rvvm, |s| Some(s.value), row.better);
         ratios.extend(wall.zip(cpu));
         let (wanted, met) = match row.aim {
             Aim::Times(times) => (format!("at least {times}"), wall.map(|r| r >= times)),
             Aim::AtMost(most) => (format!("at most {most}"), own.map(|v| v <= most)),
         };
+        let met = met.map(|met| met && beside_second.is_none_or(|r| r >= 1.0));
         let mut cells = vec![row.unit.to_owned()];
-        cells.extend([own, peer, wall, cpu].map(|v| v.map_or("–".into(), digits)));
+        cells.extend([own, peer, wall, cpu, second, beside_second].map(|v| v.map_or("–".into(), digits)));
         cells.extend([wanted, answer(met), rounds.len().to_string(), load.clone(), date.to_owned()]);
         lines.push(Line { title: row.title.into(), cells });
     }
@@ -85,7 +93,8 @@ pub fn lines(figure: &Figure, rounds: &[Round], date: &str) -> Vec<Line> {
         let (wall, cpu): (Vec<f64>, Vec<f64>) = ratios.into_iter().unzip();
         let wall = mean(wall);
         let mut cells: Vec<String> = ["", "", ""].map(String::from).to_vec();
-        cells.extend([digits(wall), digits(mean(cpu)), format!("at least {WANTED}")]);
+        cells.extend([digits(wall), digits(mean(cpu))]);
+        cells.extend(["–".into(), "–".into(), format!("at least {WANTED}")]);
         cells.extend([answer(Some(wall >= WANTED)), rounds.len().to_string(), load, date.to_owned()]);
         lines.push(Line { title: MEAN.into(), cells });
     }
@@ -185,16 +194,17 @@ fn surroundings(programs: &Programs, material: &Material) -> Result<String, Stri
         let line = cpuinfo.lines().find(|l| l.starts_with(name));
         line.and_then(|l| l.split_once(": ")).map_or("unknown", |(_, value)| value).to_owned()
     };
+    let versions: Vec<String> =
+        programs.emulators().into_iter().map(|e| programs.version(e)).collect::<Result<_, _>>()?;
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let system = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     Ok(format!(
-        "Host of the last run: {} (family {}, model {}), {cpus} CPUs, Linux {}. {}; {}. Guest kernel: {}.",
+        "Host of the last run: {} (family {}, model {}), {cpus} CPUs, Linux {}. {}. Guest kernel: {}.",
         field("model name"),
         field("cpu family"),
         field("model\t"),
         system.trim().split('-').next().unwrap_or_default(),
-        programs.version(Emulator::Plinth)?,
-        programs.version(Emulator::Qemu)?,
+        versions.join("; "),
         material.kernel_release
     ))
 }
@@ -242,7 +252,7 @@ mod tests {
         let rounds = [round(1.0, 2.0), round(10.0, 30.0), round(2.0, 10.0)];
         let lines = lines(&FIGURES[0], &rounds, "2000-01-01");
         assert_eq!(lines[0].cells[1..5], ["2.00", "10.0", "3.00", "3.00"]);
-        assert_eq!(lines[0].cells[6], "yes");
+        assert_eq!(lines[0].cells[8], "yes");
     }
 
     #[test]

@@ -12,9 +12,9 @@ pub const SLOTS: usize = plinth_ir::interp::SLOTS;
 /// Entries of each data TLB.
 pub const TLB_ENTRIES: usize = 4096;
 /// Entries of each code TLB.
-pub const CODE_TLB_ENTRIES: usize = 256;
+pub const CODE_TLB_ENTRIES: usize = 2048;
 /// Entries of the jump cache.
-pub const JUMP_ENTRIES: usize = 32768;
+pub const JUMP_ENTRIES: usize = 65536;
 /// Sets of address translations.
 pub const MMUS: usize = 4;
 /// Bits of a TLB token: 1..=[`TOKEN_MAX`], in the low bits of a tag. 0 marks an empty entry.

@@ -130,6 +130,20 @@ impl CodeMemory {
         }
     }
 
+    /// Where the jump whose rel32 field is at `site` goes; none if that is no address of this memory.
+    #[must_use]
+    pub fn jump_target(&self, site: CodeAddress) -> Option<CodeAddress> {
+        let offset = site.wrapping_sub(self.rx as u64) as usize;
+        if offset >= self.used || offset % 8 > 4 || offset.saturating_add(4) > self.used {
+            return None;
+        }
+        let word = self.rw.wrapping_add(offset & !7).cast::<AtomicU64>();
+        // SAFETY: `word` is aligned and within the writable mapping (whose length is a multiple of 8).
+        let word = unsafe { &*word }.load(Ordering::Relaxed);
+        let rel = (word >> ((offset % 8) * 8)) as u32 as i32;
+        Some((site + 4).wrapping_add_signed(rel.into()))
+    }
+
     /// Sets the page number that a cross-page exit compares with ([`crate::ExitSite::page_literal`]).
     /// [`u32::MAX`] matches no page.
     pub fn patch_literal(&self, literal: CodeAddress, page: u32) -> bool {
@@ -193,35 +207,30 @@ impl Drop for CodeMemory {
     }
 }
 
-/// Maps `size` bytes of a fresh memfd twice: writable, and executable.
+/// Maps `size` bytes of fresh memory twice: writable, and executable. The memory is anonymous, since `perf`
+/// looks for the names of such code alone in its map files.
 fn map_twice(size: usize) -> io::Result<(*mut u8, *const u8)> {
-    let map = |fd: i32, prot: i32| {
-        // SAFETY: a new mapping at an address that the kernel chooses.
-        let at = unsafe { libc::mmap(ptr::null_mut(), size, prot, libc::MAP_SHARED, fd, 0) };
-        if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at.cast::<u8>()) }
-    };
-    // SAFETY: the name is a C string; the descriptor is checked.
-    let fd = unsafe { libc::memfd_create(c"plinth-code".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
+    let (rights, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping at an address that the kernel chooses.
+    let rw = unsafe { libc::mmap(ptr::null_mut(), size, rights, flags, -1, 0) };
+    if rw == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: `fd` is ours.
-    let sized = unsafe { libc::ftruncate(fd, size as libc::off_t) };
-    let result = if sized != 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        map(fd, libc::PROT_READ | libc::PROT_WRITE).and_then(|rw| {
-            match map(fd, libc::PROT_READ | libc::PROT_EXEC) {
-                Ok(rx) => Ok((rw, rx.cast_const())),
-                Err(e) => {
-                    // SAFETY: just mapped, with this size.
-                    unsafe { libc::munmap(rw.cast(), size) };
-                    Err(e)
-                }
-            }
-        })
-    };
-    // SAFETY: `fd` is ours; mappings outlive it.
-    unsafe { libc::close(fd) };
-    result
+    // SAFETY: with an old size of 0, a shared mapping stays and the same memory is mapped once more (mremap(2)),
+    // at an address that the kernel chooses.
+    let rx = unsafe { libc::mremap(rw, 0, size, libc::MREMAP_MAYMOVE) };
+    let is_mapped = rx != libc::MAP_FAILED;
+    // SAFETY: the second mapping, to which nothing points yet.
+    if is_mapped && unsafe { libc::mprotect(rx, size, libc::PROT_READ | libc::PROT_EXEC) } == 0 {
+        return Ok((rw.cast(), rx.cast_const().cast()));
+    }
+    let error = io::Error::last_os_error();
+    // SAFETY: what has been mapped here, with this size.
+    unsafe {
+        libc::munmap(rw, size);
+        if is_mapped {
+            libc::munmap(rx, size);
+        }
+    }
+    Err(error)
 }

@@ -197,10 +197,8 @@ impl Core {
         if !self.shared.ram.is_code(gpa) {
             return;
         }
-        if self.shared.code_written(gpa, bytes.into()) {
-            self.code_changed();
-            self.enter_mode();
-        }
+        let dropped = self.shared.code_written(gpa, bytes.into());
+        self.code_changed(&dropped);
         if !self.shared.ram.is_code(gpa) {
             // The page's last code is gone: stores are fast again.
             let access = self.access(va, AccessKind::Write);

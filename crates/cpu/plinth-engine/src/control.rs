@@ -6,18 +6,24 @@ use std::time::Instant;
 
 use plinth_vcpu::{IrqSink, StartState, TlbFlush, VcpuControl, VcpuPower};
 
+use crate::code::Dropped;
 use crate::frame::FrameMap;
 
 /// What a vCPU is asked to do before it runs another guest instruction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Forget translations.
     Flush(TlbFlush),
     /// Stores to this guest physical page must come to the slow path.
     ProtectPage(u64),
-    /// Forget where translated code is.
-    DropJumps,
+    /// Forget where these translations are.
+    DropCode(Arc<[Dropped]>),
+    /// Forget where any translation is.
+    DropAllCode,
 }
+
+/// So many requests may wait; further translations to forget are not told one by one.
+const WAITING: usize = 64;
 
 struct State {
     requests: Vec<Request>,
@@ -30,6 +36,19 @@ struct State {
     start: Option<StartState>,
     messages: Vec<(u32, u32)>,
     sleeping: bool,
+}
+
+impl State {
+    fn push(&mut self, request: Request) {
+        let request = match request {
+            // A vCPU may sleep while devices write for long.
+            Request::DropCode(_) if self.requests.len() >= WAITING => Request::DropAllCode,
+            other => other,
+        };
+        if !self.requests.contains(&request) {
+            self.requests.push(request);
+        }
+    }
 }
 
 /// Shared between a vCPU and everybody else.
@@ -193,9 +212,7 @@ impl Control {
     /// Queues `request` without waiting.
     pub fn post(&self, request: Request) {
         let mut s = self.lock();
-        if !s.requests.contains(&request) {
-            s.requests.push(request);
-        }
+        s.push(request);
         s.queued += 1;
         drop(s);
         self.notify();
@@ -207,9 +224,7 @@ impl Control {
     pub fn request_and_wait(&self, request: Request, caller: Option<&Control>) {
         let wait = || {
             let mut s = self.lock();
-            if !s.requests.contains(&request) {
-                s.requests.push(request);
-            }
+            s.push(request);
             s.queued += 1;
             let ticket = s.queued;
             self.want_attention();

@@ -8,8 +8,10 @@ use plinth_clock::{NEVER, Timer};
 use plinth_ir::{Access, AccessKind, Cpu, CpuEnv, Exception, Mode, PhysFault};
 use plinth_vcpu::{IrqSink, Platform, TlbFlush};
 
+use crate::code::Dropped;
 use crate::control::{Control, Request};
 use crate::frame::{FrameMap, FramePtr, field};
+use crate::recent::Recent;
 use crate::shared::Shared;
 use crate::tlb::{Page, Tlb};
 
@@ -20,6 +22,7 @@ pub struct Core {
     pub control: Arc<Control>,
     pub shared: Arc<Shared>,
     pub tlb: Tlb,
+    pub recent: Recent,
     pub mode: Mode,
     /// Translated code is on the stack above: MXCSR is the guest's.
     pub in_code: bool,
@@ -40,6 +43,7 @@ impl Core {
         Ok(Self {
             frame,
             tlb: Tlb::new(frame),
+            recent: Recent::new(),
             map,
             control,
             shared,
@@ -85,8 +89,30 @@ impl Core {
         match request {
             Request::Flush(f) => self.tlb.flush(f),
             Request::ProtectPage(gpa) => self.tlb.protect(gpa),
-            Request::DropJumps => self.tlb.drop_jumps(),
+            Request::DropCode(dropped) => self.drop_code(&dropped),
+            Request::DropAllCode => self.drop_all_code(),
         }
+    }
+
+    /// Forgets where `dropped` translations were.
+    pub fn drop_code(&mut self, dropped: &[Dropped]) {
+        for d in dropped {
+            self.recent.remove(d.gpa);
+            match d.host {
+                Some(host) => self.tlb.drop_jump(d.gpa, host),
+                // The interpreter's cache goes by the jump token alone.
+                None => self.tlb.drop_jumps(),
+            }
+        }
+        if dropped.iter().any(|d| d.host.is_none()) {
+            self.enter_mode();
+        }
+    }
+
+    /// Forgets where all translations were.
+    pub fn drop_all_code(&mut self) {
+        self.recent.clear();
+        self.tlb.drop_jumps();
     }
 
     /// Translates an access and enters its page into the TLB.
@@ -119,8 +145,11 @@ impl Core {
     }
 
     /// This vCPU wrote what code was translated from: its own ways there are stale.
-    pub fn code_changed(&mut self) {
-        self.tlb.drop_jumps();
+    pub fn code_changed(&mut self, dropped: &[Dropped]) {
+        if dropped.is_empty() {
+            return;
+        }
+        self.drop_code(dropped);
         // The code may have been that which runs now, in a loop that nothing else would ever lead out of.
         self.map.attention().store(1, Ordering::SeqCst);
     }
@@ -277,8 +306,9 @@ impl CpuEnv for Core {
         let p = self.shared.ram.hva(gpa, bytes.into()).ok_or(PhysFault)?;
         // SAFETY: `bytes` bytes of guest RAM, aligned.
         unsafe { ram_write(p, bytes, value) };
-        if self.shared.ram.is_code(gpa) && self.shared.code_written(gpa, bytes.into()) {
-            self.code_changed();
+        if self.shared.ram.is_code(gpa) {
+            let dropped = self.shared.code_written(gpa, bytes.into());
+            self.code_changed(&dropped);
         }
         Ok(())
     }
@@ -300,8 +330,9 @@ impl CpuEnv for Core {
         let p = self.shared.ram.hva(gpa, 16).ok_or(PhysFault)?;
         // SAFETY: 16 aligned bytes of guest RAM.
         let found = unsafe { ram_cas_pair(p, old, new) }.ok_or(PhysFault)?;
-        if self.shared.ram.is_code(gpa) && self.shared.code_written(gpa, 16) {
-            self.code_changed();
+        if self.shared.ram.is_code(gpa) {
+            let dropped = self.shared.code_written(gpa, 16);
+            self.code_changed(&dropped);
         }
         Ok(found)
     }

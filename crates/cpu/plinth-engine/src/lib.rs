@@ -5,6 +5,7 @@
 //! - `core`: a vCPU's state, and what its ISA's functions can ask of it.
 //! - `tlb`, `access`: the software MMU, and memory accesses beyond its fast path.
 //! - `code`: all translations, by guest physical address; linking and invalidation.
+//! - `recent`: the translations that one vCPU has used lately.
 //! - `runtime`: what translated code and the interpreter call.
 //! - `vcpu`: a vCPU's thread: look, find code, run.
 
@@ -15,6 +16,7 @@ mod code;
 mod control;
 mod core;
 mod frame;
+mod recent;
 mod runtime;
 mod shared;
 mod tlb;
@@ -85,7 +87,7 @@ impl Engine {
             Tier::Translate => Some(CodeMemory::new(bytes, parts.isa.layout(), &runtime::RUNTIME)?),
             Tier::Interpret => None,
         };
-        let shared = Arc::new(Shared::new(parts, tier, CodeCache::new(memory)));
+        let shared = Arc::new(Shared::new(parts, tier, CodeCache::new(memory, bytes)));
         let sink: Arc<dyn CodeWriteSink> = Arc::<Shared>::clone(&shared);
         shared.ram.set_code_write_sink(&Arc::downgrade(&sink));
         Ok(Self { shared })

@@ -10,7 +10,7 @@ use plinth_memory::{CodeWriteSink, GuestRam};
 use plinth_vcpu::{PhysicalBus, Platform};
 
 use crate::Parts;
-use crate::code::CodeCache;
+use crate::code::{CodeCache, Dropped};
 use crate::control::{Control, Request, current};
 
 const PAGE_MASK: u64 = !4095;
@@ -73,7 +73,8 @@ impl Shared {
 
     /// From now on names every translation in the file where `perf` looks for this process's.
     pub fn open_perf_map(&self) -> io::Result<()> {
-        let path = std::env::temp_dir().join(format!("perf-{}.map", std::process::id()));
+        // `perf` looks there, whatever TMPDIR says.
+        let path = format!("/tmp/perf-{}.map", std::process::id());
         // The name can be guessed and the folder is everybody's: what is there is not written through, but
         // replaced (an earlier process of this number has left it).
         if let Err(e) = std::fs::remove_file(&path)
@@ -103,29 +104,29 @@ impl Shared {
         self.vcpus.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// All vCPUs but the one of this thread forget where translated code is, soon.
-    pub fn drop_jumps_elsewhere(&self) {
+    /// All vCPUs but the one of this thread forget where `dropped` were, soon.
+    fn drop_elsewhere(&self, dropped: &Arc<[Dropped]>) {
         let me = current();
         for c in self.controls() {
             if !me.as_ref().is_some_and(|m| Arc::ptr_eq(m, &c)) {
-                c.post(Request::DropJumps);
+                c.post(Request::DropCode(Arc::clone(dropped)));
             }
         }
     }
 
-    /// The guest wrote `bytes` bytes at `gpa`, in a page that holds translated code. Returns true if any of it
-    /// was translated: the caller's own jump cache is stale then.
-    pub fn code_written(&self, gpa: u64, bytes: u64) -> bool {
+    /// The guest wrote `bytes` bytes at `gpa`, in a page that holds translated code. Gives the
+    /// translations of it that were dropped, which the caller's own vCPU has to forget.
+    pub fn code_written(&self, gpa: u64, bytes: u64) -> Arc<[Dropped]> {
         let mut code = self.code();
-        let hit = code.invalidate(gpa, bytes);
+        let dropped: Arc<[Dropped]> = code.invalidate(gpa, bytes).into();
         if !code.has_code(gpa & PAGE_MASK) {
             self.ram.set_code(gpa & PAGE_MASK, false);
         }
         drop(code);
-        if hit {
-            self.drop_jumps_elsewhere();
+        if !dropped.is_empty() {
+            self.drop_elsewhere(&dropped);
         }
-        hit
+        dropped
     }
 
     /// Waits while another vCPU drops all code. False: it had to wait, and must look again.
@@ -155,7 +156,7 @@ impl Shared {
         }
         for c in self.controls() {
             if !std::ptr::eq(Arc::as_ptr(&c), me) {
-                c.post(Request::DropJumps);
+                c.post(Request::DropAllCode);
                 c.wait_outside();
             }
         }

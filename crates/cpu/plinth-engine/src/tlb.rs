@@ -5,8 +5,8 @@
 //! across a switch: its few other entries are cleared instead.
 
 use plinth_codegen::frame::{
-    CODE_TLB_ENTRIES, CodeTlbEntry, MMUS, TAG_SLOW, TLB_ENTRIES, TOKEN_MAX, TlbEntry, code_tlb_index,
-    jump_index, tlb_index,
+    CODE_TLB_ENTRIES, CodeTlbEntry, JUMP_ENTRIES, JumpEntry, MMUS, TAG_SLOW, TLB_ENTRIES, TOKEN_MAX,
+    TlbEntry, code_tlb_index, jump_index, tlb_index,
 };
 use plinth_ir::{AddressSpace, Mode};
 use plinth_vcpu::TlbFlush;
@@ -21,10 +21,14 @@ const SPACES: usize = 16;
 const FEW: usize = 48;
 /// A flush of more pages than this flushes everything.
 const FLUSH_PAGES: u64 = 64;
+/// Ranges of large pages remembered for each set.
+const LARGE: usize = 16;
 /// Jump tokens remembered.
 const JUMP_TOKENS: usize = 64;
 /// Words of the filter of pages that the jump cache may know.
 const FILTER: usize = 64;
+/// Pages whose entries in the jump cache are apart from one another's.
+const JUMP_PAGES: usize = JUMP_ENTRIES / (PAGE as usize / 2);
 
 #[derive(Debug)]
 struct Space {
@@ -40,8 +44,35 @@ struct Set {
     /// Most recently used first.
     spaces: Vec<Space>,
     last_token: u64,
-    /// Addresses that large pages have been seen at: a flush inside flushes all.
-    large: Option<(u64, u64)>,
+    /// Addresses (first and last) that large pages have been seen at, sorted: a flush inside flushes all.
+    large: Vec<(u64, u64)>,
+}
+
+impl Set {
+    /// Remembers a large page. Ranges that touch become one; of too many, the two that are closest do.
+    fn note_large(&mut self, lo: u64, hi: u64) {
+        let large = &mut self.large;
+        if large.iter().any(|r| r.0 <= lo && hi <= r.1) {
+            return;
+        }
+        let at = large.partition_point(|r| r.0 < lo);
+        large.insert(at, (lo, hi));
+        let mut i = at.saturating_sub(1);
+        while i + 1 < large.len() && i <= at + 1 {
+            if large[i + 1].0 <= large[i].1.saturating_add(1) {
+                large[i].1 = large[i].1.max(large[i + 1].1);
+                large.remove(i + 1);
+            } else {
+                i += 1;
+            }
+        }
+        if large.len() > LARGE
+            && let Some(i) = (0..large.len() - 1).min_by_key(|&i| large[i + 1].0 - large[i].1)
+        {
+            large[i].1 = large[i + 1].1;
+            large.remove(i + 1);
+        }
+    }
 }
 
 struct JumpToken {
@@ -56,7 +87,10 @@ pub struct Tlb {
     frame: FramePtr,
     sets: [Set; MMUS],
     jump_tokens: Vec<JumpToken>,
-    filter: [u64; FILTER],
+    /// For each set of pages that share entries of the jump cache, by a hash of the page: it may know some.
+    filter: Box<[[u64; FILTER]; JUMP_PAGES]>,
+    /// Another cache goes by the jump token.
+    foreign_jumps: bool,
     random: u64,
 }
 
@@ -78,7 +112,14 @@ impl Tlb {
     pub fn new(frame: FramePtr) -> Self {
         use std::hash::{BuildHasher, Hasher};
         let random = std::collections::hash_map::RandomState::new().build_hasher().finish() | 1;
-        Self { frame, sets: Default::default(), jump_tokens: Vec::new(), filter: [0; FILTER], random }
+        Self {
+            frame,
+            sets: Default::default(),
+            jump_tokens: Vec::new(),
+            filter: Box::new([[0; FILTER]; JUMP_PAGES]),
+            foreign_jumps: false,
+            random,
+        }
     }
 
     fn next_random(&mut self) -> u64 {
@@ -192,8 +233,7 @@ impl Tlb {
         if page.page_size > PAGE {
             let lo = page.va & !(page.page_size - 1);
             let hi = lo | (page.page_size - 1);
-            let seen = self.sets[mmu].large.get_or_insert((lo, hi));
-            *seen = (seen.0.min(lo), seen.1.max(hi));
+            self.sets[mmu].note_large(lo, hi);
         }
         if !page.global
             && let Some(space) = self.sets[mmu].spaces.first_mut()
@@ -257,21 +297,50 @@ impl Tlb {
         self.note_jump(va);
     }
 
-    /// A cache that goes by the jump token knows the code at `va`: a flush of its page must change the token.
-    pub fn note_jump(&mut self, va: u64) {
-        let h = Self::filter_bit(va);
-        self.filter[h / 64] |= 1 << (h % 64);
+    /// A cache outside that goes by the jump token knows the code at `va`: a flush of its page must change the
+    /// token.
+    pub fn note_foreign_jump(&mut self, va: u64) {
+        self.foreign_jumps = true;
+        self.note_jump(va);
     }
 
-    fn filter_bit(va: u64) -> usize {
+    /// A flush of the page of `va` must look at the jump cache.
+    fn note_jump(&mut self, va: u64) {
+        let (set, word, bit) = Self::filter_bit(va);
+        self.filter[set][word] |= bit;
+    }
+
+    /// Where the filter keeps the page of `va`: set, word, bit.
+    fn filter_bit(va: u64) -> (usize, usize, u64) {
         let page = va / PAGE;
-        ((page ^ (page >> 12)) as usize) & (FILTER * 64 - 1)
+        let hash = (page.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52) as usize;
+        (page as usize % JUMP_PAGES, hash / 64, 1 << (hash % 64))
+    }
+
+    /// The host code that the jump cache has for guest address `va`, in the current mode.
+    pub fn find_jump(&self, va: u64) -> Option<u64> {
+        let e = field!(self.frame, jumps[jump_index(va)]);
+        (e.key == va ^ field!(self.frame, jump_token) && e.host != 0).then_some(e.host)
+    }
+
+    /// Forgets host code at `host`, made from guest physical address `gpa`, wherever it is mapped: only the
+    /// index's bits above the offset in the page can differ.
+    pub fn drop_jump(&mut self, gpa: u64, host: u64) {
+        let mut va = gpa & (PAGE - 1);
+        while va < 2 * JUMP_ENTRIES as u64 {
+            let e = &mut field!(self.frame, jumps[jump_index(va)]);
+            if e.host == host {
+                *e = JumpEntry::default();
+            }
+            va += PAGE;
+        }
     }
 
     /// Forgets where translated code is.
     pub fn drop_jumps(&mut self) {
         self.jump_tokens.clear();
-        self.filter = [0; FILTER];
+        *self.filter = [[0; FILTER]; JUMP_PAGES];
+        self.foreign_jumps = false;
         field!(self.frame, jump_token) = self.next_random();
     }
 
@@ -279,7 +348,7 @@ impl Tlb {
     fn flush_set(&mut self, mmu: usize) {
         let current = self.sets[mmu].spaces.first().map(|s| s.id);
         self.sets[mmu].spaces.clear();
-        self.sets[mmu].large = None;
+        self.sets[mmu].large.clear();
         if let Some(id) = current {
             let token = self.new_space(mmu, id);
             field!(self.frame, tokens[mmu]) = token;
@@ -287,14 +356,18 @@ impl Tlb {
         }
     }
 
-    /// Forgets what is not global in set `mmu`.
-    fn flush_set_spaces(&mut self, mmu: usize) {
-        let Some(first) = self.sets[mmu].spaces.first() else { return };
-        if first.many {
-            self.flush_set(mmu);
-        } else {
-            self.clear_few(mmu);
-            self.sets[mmu].spaces.truncate(1);
+    /// Forgets what is not global in the address spaces of set `mmu` that `asid` names.
+    fn flush_spaces(&mut self, mmu: usize, asid: u64) {
+        let Some(&Space { id, many, .. }) = self.sets[mmu].spaces.first() else { return };
+        self.sets[mmu].spaces.retain(|s| s.id.asid != asid || s.id == id && !many);
+        if id.asid == asid {
+            if many {
+                let token = self.new_space(mmu, id);
+                field!(self.frame, tokens[mmu]) = token;
+                field!(self.frame, code_tokens[mmu]) = token;
+            } else {
+                self.clear_few(mmu);
+            }
         }
     }
 
@@ -310,10 +383,9 @@ impl Tlb {
             }
             _ => {
                 for mmu in 0..MMUS {
-                    if flush.asid.is_some() {
-                        self.flush_set_spaces(mmu);
-                    } else {
-                        self.flush_set(mmu);
+                    match flush.asid {
+                        Some(asid) => self.flush_spaces(mmu, asid),
+                        None => self.flush_set(mmu),
                     }
                 }
                 // Tokens of the flushed sets are new, so their jump tokens are found no more.
@@ -322,13 +394,25 @@ impl Tlb {
         }
     }
 
+    /// Forgets where translated code of the page of `va` is. Other pages that share its entries suffer too.
+    fn drop_jumps_of_page(&mut self, va: u64) {
+        if self.foreign_jumps {
+            return self.drop_jumps();
+        }
+        let first = jump_index(va & PAGE_MASK);
+        for i in first..first + PAGE as usize / 2 {
+            field!(self.frame, jumps[i & (JUMP_ENTRIES - 1)]) = JumpEntry::default();
+        }
+        self.filter[Self::filter_bit(va).0] = [0; FILTER];
+    }
+
     fn flush_page(&mut self, va: u64) {
-        let h = Self::filter_bit(va);
-        if self.filter[h / 64] & (1 << (h % 64)) != 0 {
-            self.drop_jumps();
+        let (set, word, bit) = Self::filter_bit(va);
+        if self.filter[set][word] & bit != 0 {
+            self.drop_jumps_of_page(va);
         }
         for mmu in 0..MMUS {
-            if self.sets[mmu].large.is_some_and(|(lo, hi)| (lo..=hi).contains(&va)) {
+            if self.sets[mmu].large.iter().any(|(lo, hi)| (lo..=hi).contains(&&va)) {
                 self.flush_set(mmu);
                 self.drop_jumps();
                 continue;
@@ -357,5 +441,54 @@ impl Tlb {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::FrameMap;
+
+    #[test]
+    fn large_pages_are_kept_as_ranges() {
+        let mut set = Set::default();
+        for i in [0u64, 2, 4, 3, 1, 0] {
+            set.note_large(i << 21, ((i + 1) << 21) - 1);
+        }
+        assert_eq!(set.large, [(0, (5 << 21) - 1)]);
+        set.note_large(1 << 30, (2 << 30) - 1);
+        set.note_large(0, (1 << 30) - 1);
+        assert_eq!(set.large, [(0, (2 << 30) - 1)]);
+        // Too many: the closest become one, and no page is forgotten.
+        for i in 1..100 {
+            set.note_large(i << 40, (i << 40) + 0x1f_ffff);
+        }
+        set.note_large((50 << 40) + (1 << 30), (50 << 40) + (1 << 30) + 0x1f_ffff);
+        assert_eq!(set.large.len(), LARGE);
+        assert!(set.large.is_sorted() && set.large.windows(2).all(|w| w[0].1 < w[1].0));
+        for i in 1..100u64 {
+            assert!(set.large.iter().any(|r| r.0 <= i << 40 && (i << 40) + 0x1f_ffff <= r.1));
+        }
+    }
+
+    #[test]
+    fn jumps_are_forgotten_by_code_and_by_page() {
+        let map = FrameMap::new().unwrap();
+        let mut tlb = Tlb::new(map.frame());
+        tlb.drop_jumps();
+        // The same code at two addresses, other code at the same offset, and at another one.
+        let places = [(0x1_0234, 7), (0xffff_ffff_8005_5234, 7), (0x1_1234, 8), (0x1_0238, 9)];
+        let found = |tlb: &Tlb| places.map(|(va, _)| tlb.find_jump(va));
+        for (va, host) in places {
+            tlb.fill_jump(va, host);
+        }
+        assert_eq!(found(&tlb), [Some(7), Some(7), Some(8), Some(9)]);
+        tlb.drop_jump(0x8765_4234, 7);
+        assert_eq!(found(&tlb), [None, None, Some(8), Some(9)]);
+        let page = |va| TlbFlush { range: Some((va, 4096)), asid: None };
+        tlb.flush(page(0x7_7000));
+        assert_eq!(found(&tlb), [None, None, Some(8), Some(9)]);
+        tlb.flush(page(0x1_0000));
+        assert_eq!(found(&tlb), [None, None, Some(8), None]);
     }
 }

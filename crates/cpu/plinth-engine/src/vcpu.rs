@@ -34,6 +34,17 @@ enum Refused {
     Full,
 }
 
+/// How the frame's `pc` was reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Came {
+    /// By a jump at this site, which may be linked.
+    FromSite(u64),
+    /// With a change of mode, so that the jump cache may know the place and nobody has looked there.
+    ModeChanged,
+    /// Otherwise.
+    Anyhow,
+}
+
 /// A vCPU that the engine runs.
 pub struct EngineVcpu {
     core: Box<Core>,
@@ -147,7 +158,13 @@ impl EngineVcpu {
         let shared = Arc::clone(&self.core.shared);
         let found = shared.code().find(key).map(|(body, straddles)| (body.clone(), straddles));
         match found {
-            Some((body, None)) => Ok(body),
+            Some((body, None)) => {
+                // One that straddles is found here each time: its second page has to be looked at.
+                if let Body::Host(host) = body {
+                    self.core.recent.insert(key, host);
+                }
+                Ok(body)
+            }
             // The code itself checks its second page, in the code TLB: that must know the page.
             Some((body, Some(second))) if self.code_gpa(next_page(pc))? == second => Ok(body),
             _ => self.translate(pc, key),
@@ -209,6 +226,9 @@ impl EngineVcpu {
         if !is_marked || self.fetch(key.gpa, next)[..len] != bytes[..len] {
             return Err(Refused::Changed);
         }
+        if cache.is_full() {
+            return Err(Refused::Full);
+        }
         let (entries, exits) = match (&mut self.translator, &mut cache.memory) {
             (Some(translator), Some(memory)) => {
                 let straddle = next.map(|n| Straddle { page: (n / PAGE) as u32 });
@@ -256,31 +276,48 @@ impl EngineVcpu {
                 shared.ram.set_code(page, false);
             }
         });
-        self.core.tlb.drop_jumps();
+        self.core.drop_all_code();
         self.core.enter_mode();
         // The site of a pending link is gone.
         self.core.map.attention().store(1, std::sync::atomic::Ordering::SeqCst);
     }
 
-    /// Runs translated code once from the frame's `pc`.
-    fn run_translated(&mut self, link: Option<u64>) -> Result<Option<u64>, Exception> {
-        let core = &mut *self.core;
-        let pc = field!(core.frame, pc);
+    /// Host code for `pc`, linked to from `came` if that is a site; `None` if there is none to be entered now.
+    fn host_code(&mut self, pc: u64, came: Came) -> Result<Option<u64>, Exception> {
+        if came == Came::ModeChanged
+            && let Some(host) = self.core.tlb.find_jump(pc)
+        {
+            return Ok(Some(host));
+        }
         let gpa = self.code_gpa(pc)?;
-        let (host, enter) = match (self.body(pc, gpa)?, self.enter) {
-            (Body::Host(host), Some(enter)) => (host, enter),
-            _ => return self.run_interpreted().map(|()| None),
+        let key = Key { gpa, mode: self.core.mode.key };
+        let host = match self.core.recent.find(key) {
+            Some(host) => host,
+            None => match self.body(pc, gpa)? {
+                Body::Host(host) => host,
+                Body::Ir(_) => return self.run_interpreted().map(|()| None),
+            },
         };
         let core = &mut *self.core;
         // Before the link: if all code was dropped meanwhile, `site` may be in somebody else's code by now.
         if core.frame.wants_attention() {
             return Ok(None);
         }
-        if let Some(site) = link {
+        if let Came::FromSite(site) = came {
             let alone = core.shared.is_alone();
-            core.shared.code().link(site, Key { gpa, mode: core.mode.key }, alone);
+            core.shared.code().link(site, key, alone);
         }
         core.tlb.fill_jump(pc, host);
+        Ok(Some(host))
+    }
+
+    /// Runs translated code once from the frame's `pc`.
+    fn run_translated(&mut self, came: Came) -> Result<Came, Exception> {
+        let pc = field!(self.core.frame, pc);
+        let (Some(host), Some(enter)) = (self.host_code(pc, came)?, self.enter) else {
+            return Ok(Came::Anyhow);
+        };
+        let core = &mut *self.core;
         field!(core.frame, pc_page) = pc & !(PAGE - 1);
         core.in_code = true;
         // SAFETY: `host` is code that the translator made for this frame's layout, and nobody frees it while
@@ -288,11 +325,14 @@ impl EngineVcpu {
         let reason = unsafe { enter(core.frame.0, host) };
         core.in_code = false;
         match reason {
-            exit::LINK => return Ok(Some(field!(core.frame, site))),
-            exit::DISPATCH => self.after_dispatch(),
+            exit::LINK => return Ok(Came::FromSite(field!(core.frame, site))),
+            exit::DISPATCH => {
+                self.after_dispatch();
+                return Ok(Came::ModeChanged);
+            }
             _ => {}
         }
-        Ok(None)
+        Ok(Came::Anyhow)
     }
 
     /// The mode, or what may interrupt, has changed.
@@ -320,7 +360,7 @@ impl EngineVcpu {
             _ => {
                 let gpa = self.code_gpa(pc)?;
                 let Body::Ir(p) = self.body(pc, gpa)? else { return Ok(()) };
-                self.core.tlb.note_jump(pc);
+                self.core.tlb.note_foreign_jump(pc);
                 self.ir_cache[slot] = (pc ^ field!(self.core.frame, jump_token), Some(Arc::clone(&p)));
                 p
             }
@@ -348,11 +388,11 @@ impl EngineVcpu {
 impl Vcpu for EngineVcpu {
     fn run(&mut self) -> VcpuExit {
         set_current(&self.core.control);
-        let mut link = None;
+        let mut came = Came::Anyhow;
         let mut looked = false;
         loop {
             if !looked || self.core.frame.wants_attention() {
-                link = None;
+                came = Came::Anyhow;
                 match self.look() {
                     Err(exit) => {
                         self.core.control.set_outside();
@@ -365,12 +405,13 @@ impl Vcpu for EngineVcpu {
             }
             let result = match self.core.shared.tier {
                 Tier::Interpret => self.run_interpreted(),
-                Tier::Translate => self.run_translated(link.take()).map(|l| link = l),
+                Tier::Translate => self.run_translated(came).map(|c| came = c),
             };
             if let Err(exception) = result {
                 let pc = field!(self.core.frame, pc);
                 self.core.raise(pc, 0, exception);
                 self.after_dispatch();
+                came = Came::Anyhow;
             }
         }
     }

@@ -467,15 +467,13 @@ fn code_that_another_hart_changes_is_run_anew_after_its_remote_fence() {
     }
 }
 
-/// A machine with two harts and little code memory; `CODE` runs more code than that `times` times over, without
+/// A machine with two harts and little room for translations; `CODE` runs more code than that `times` times over, without
 /// end for 0, and leaves a sum in `a1`.
-fn crowded(times: u64) -> (Machine, u64) {
+fn crowded(tier: Tier, times: u64) -> (Machine, u64) {
     const FUNCTIONS: u64 = 300;
     const FIRST: u64 = RAM + 0x10_0000;
     const STRIDE: u64 = 0x804;
-    let m = Machine::make(Firmware::Guest, 2, |p| {
-        Engine::with_code_memory(p, Tier::Translate, 64 << 10).unwrap()
-    });
+    let m = Machine::make(Firmware::Guest, 2, |p| Engine::with_code_memory(p, tier, 64 << 10).unwrap());
     // A chain of functions, each of which adds something of its own and jumps to the next.
     for i in 0..FUNCTIONS {
         let mut f = Asm::new(FIRST + i * STRIDE);
@@ -504,17 +502,19 @@ fn crowded(times: u64) -> (Machine, u64) {
 
 #[test]
 fn a_full_code_memory_is_begun_anew() {
-    let (mut m, sum) = crowded(40);
-    start_all(&mut m);
-    let mut exits = m.run_all();
-    exits.sort_unstable();
-    assert_eq!(exits, [(EXIT, sum), (EXIT + 16, sum)]);
+    for tier in TIERS {
+        let (mut m, sum) = crowded(tier, 40);
+        start_all(&mut m);
+        let mut exits = m.run_all();
+        exits.sort_unstable();
+        assert_eq!(exits, [(EXIT, sum), (EXIT + 16, sum)], "{tier:?}");
+    }
 }
 
 #[test]
 fn kicks_arrive_while_another_hart_drops_all_code() {
     const KICKS: u32 = 400;
-    let (mut m, _) = crowded(0);
+    let (mut m, _) = crowded(Tier::Translate, 0);
     start_all(&mut m);
     let controls: Vec<_> = m.vcpus.iter().map(|v| v.control()).collect();
     let returned = [AtomicU32::new(0), AtomicU32::new(0)];

@@ -300,6 +300,52 @@ fn put_straddling(m: &Machine, first: u64, second: u64, n: i32) {
 }
 
 #[test]
+fn a_fence_for_another_space_is_for_that_one() {
+    for tier in TIERS {
+        for own in [1, 60] {
+            let mut m = supervisor(tier);
+            let spaces = [1, 2].map(|i| {
+                let t = Tables::new(&m, TABLES + i * 0x1_0000, i);
+                // Each at addresses of its own, so that neither's pages push the other's out of the TLB.
+                for n in 0..own {
+                    t.map(100 * i + n, frame(i), RW);
+                }
+                t
+            });
+            for i in [1, 2, 3] {
+                m.set_word(frame(i), 1 << (16 * (i - 1)));
+            }
+            let leaf = spaces[1].leaf(200);
+            let [first, second] = [(spaces[0].satp(), 100), (spaces[1].satp(), 200)];
+            let mut a = program(first.0);
+            a.li(S0, 20);
+            a.li(T2, PAGE);
+            let top = a.here();
+            for next in [3, 2] {
+                for (satp, page) in [second, first] {
+                    set_satp(&mut a, satp);
+                    a.li(T1, VA + page * PAGE);
+                    a.imm("ld", A2, T1, 0);
+                    a.emit("add", A1, A1, A2, 0);
+                    for _ in 1..own {
+                        a.emit("add", T1, T1, T2, 0);
+                        a.imm("ld", A2, T1, 0);
+                    }
+                }
+                // In the first space: the second one's page moves.
+                set_entry(&mut a, leaf, entry(frame(next), RW));
+                a.li(A4, 2);
+                fence(&mut a, ZERO, A4);
+            }
+            a.imm("addi", S0, S0, -1);
+            a.branch("bne", S0, 0, top);
+            a.exit(A1, EXIT);
+            assert_eq!(run(&mut m, &a), (EXIT, 20 * 0x1_0001_0002), "{tier:?}, {own}");
+        }
+    }
+}
+
+#[test]
 fn an_instruction_across_pages_follows_its_second_page() {
     for tier in TIERS {
         for whole in [false, true] {

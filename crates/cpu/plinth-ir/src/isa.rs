@@ -62,6 +62,8 @@ pub struct AddressSpace {
     pub regime: u32,
     /// What distinguishes address spaces of one regime (an ASID and the root of the page tables).
     pub space: u64,
+    /// What a flush of one address space names it by ([`plinth_vcpu::TlbFlush::asid`]).
+    pub asid: u64,
 }
 
 /// Kinds of access.

@@ -227,3 +227,42 @@ fn the_terminal_is_raw_for_the_guest_and_as_before_after_it() {
         assert!(!shown.contains('\u{1d}'), "{shown}");
     }
 }
+
+/// The file has the form that `perf` reads, the guest's first instruction has a name in it, and every name
+/// is of executable memory for which `perf` looks into that file.
+#[test]
+fn translated_code_has_names_for_perf() {
+    let guest = Guest::new(&ECHO);
+    let mut child = guest.command("engine", &["--perf-map"]).stdin(Stdio::piped()).spawn().unwrap();
+    let (map, maps) = (format!("/tmp/perf-{}.map", child.id()), format!("/proc/{}/maps", child.id()));
+    // Its answer says that the guest's loop has been translated.
+    child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+    let mut answer = [0];
+    child.stdout.as_mut().unwrap().read_exact(&mut answer).unwrap();
+    assert_eq!(answer, *b"x");
+    let named = std::fs::read_to_string(&map).unwrap();
+    let mapped = std::fs::read_to_string(&maps).unwrap();
+    child.stdin.as_mut().unwrap().write_all(b"q").unwrap();
+    let (status, _, err) = wait(child);
+    std::fs::remove_file(&map).unwrap();
+    assert!(status.success(), "{err}");
+
+    let number = |text: &str| u64::from_str_radix(text, 16).unwrap();
+    let executable: Vec<(u64, u64)> = mapped
+        .lines()
+        .filter(|l| l.split(' ').nth(1).is_some_and(|rights| rights.contains('x')))
+        // `perf` uses the file for anonymous memory; a shared one has this name.
+        .filter(|l| l.ends_with("/dev/zero (deleted)"))
+        .map(|l| l.split(' ').next().unwrap().split_once('-').unwrap())
+        .map(|(from, to)| (number(from), number(to)))
+        .collect();
+    let mut names = Vec::new();
+    for line in named.lines() {
+        let [start, len, name] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        let (start, end) = (number(start), number(start) + number(len));
+        assert!(start < end && executable.iter().any(|(f, t)| *f <= start && end <= *t), "{line}");
+        names.push(number(name.strip_prefix("guest_").unwrap()));
+    }
+    // The image lies at 2 MiB; what it runs first is translated first.
+    assert_eq!(names.first(), Some(&0x8020_0000));
+}

@@ -10,7 +10,7 @@ use crate::asm::{Alu, Cc, RAX, RCX, RDX, RSP, Rm, Size, frame, mem_index};
 use crate::frame::{CODE_TLB_ENTRIES, CodeTlbEntry, Frame, JUMP_ENTRIES, JumpEntry};
 use crate::thunks::field;
 
-const _: () = assert!(size_of::<CodeTlbEntry>() == 16 && CODE_TLB_ENTRIES == 256);
+const _: () = assert!(size_of::<CodeTlbEntry>() == 16 && CODE_TLB_ENTRIES.is_power_of_two());
 const _: () = assert!(size_of::<JumpEntry>() == 16 && JUMP_ENTRIES.is_power_of_two());
 
 /// Length of jmp rel32 up to its field, and of jcc rel32.

@@ -204,6 +204,15 @@ impl Program {
     /// The beginning.
     pub const START: Entry = Entry(0);
 
+    /// Bytes of memory that it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>()
+            + size_of_val(&*self.micros)
+            + size_of_val(&*self.rare)
+            + size_of_val(&*self.entries)
+    }
+
     /// Where execution may begin for the guest code at `pc_off` from the page base, if there is a label.
     #[must_use]
     pub fn entry(&self, pc_off: i32) -> Option<Entry> {

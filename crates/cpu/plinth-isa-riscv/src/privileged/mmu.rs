@@ -81,11 +81,12 @@ pub mod satp {
 pub fn address_space(s: &[u64], set: usize) -> AddressSpace {
     const MACHINE: u32 = 1;
     if set as u32 == mmu::MACHINE {
-        return AddressSpace { regime: MACHINE, space: 0 };
+        return AddressSpace { regime: MACHINE, space: 0, asid: 0 };
     }
     let satp = get(s, slots::SATP);
     let mxr = u32::from(get(s, slots::MSTATUS) & status::MXR != 0);
-    AddressSpace { regime: satp::levels(satp) << 2 | mxr << 1, space: satp & ((1 << satp::MODE_SHIFT) - 1) }
+    let space = satp & ((1 << satp::MODE_SHIFT) - 1);
+    AddressSpace { regime: satp::levels(satp) << 2 | mxr << 1, space, asid: space >> satp::ASID_SHIFT }
 }
 
 /// The exception for an access that the memory or its protection refuses.
