@@ -4,6 +4,8 @@
 //! [`open`](fn@open) finds the driver and gives an [`Image`], which is a [`Node`] with all that an image can do
 //! besides holding bytes.
 
+mod blocks;
+mod guid;
 mod image;
 mod links;
 mod open;
@@ -11,6 +13,7 @@ mod options;
 mod output;
 pub mod raw;
 pub mod table;
+pub mod vdi;
 
 use std::fmt;
 use std::rc::Rc;
@@ -170,10 +173,10 @@ pub struct Driver {
 }
 
 /// Every format that Plinth knows, in the order in which files are tried.
-pub static DRIVERS: &[&Driver] = &[&raw::DRIVER];
+pub static DRIVERS: &[&Driver] = &[&vdi::DRIVER, &raw::DRIVER];
 
 /// Marks of formats that have no driver yet, so that nobody takes them for raw.
-const MARKS: [(usize, &[u8], Format); 9] = [
+const MARKS: [(usize, &[u8], Format); 8] = [
     (0, b"QFI\xfb", Format::Qcow2),
     (0, b"QED\0", Format::Qed),
     (0, b"KDMV", Format::Vmdk),
@@ -181,7 +184,6 @@ const MARKS: [(usize, &[u8], Format); 9] = [
     (0, b"# Disk DescriptorFile", Format::Vmdk),
     (0, b"vhdxfile", Format::Vhdx),
     (0, b"conectix", Format::Vhd),
-    (0x40, &[0x7f, 0x10, 0xda, 0xbe], Format::Vdi),
     (0, b"LUKS\xba\xbe", Format::Luks),
 ];
 

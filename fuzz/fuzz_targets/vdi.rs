@@ -1,0 +1,2 @@
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| plinth_image::fuzz::fuzz_vdi(data));
