@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use futures_util::FutureExt;
 
-use crate::format::{Driver, NoLinks, OpenOptions, OpenRequest, Progress, Repair, Sample, probe, vdi};
+use crate::format::{Driver, NoLinks, OpenOptions, OpenRequest, Progress, Repair, Sample, probe, vdi, vhd};
 use crate::graph::{IoBuf, IoData, MemoryNode};
 use crate::probe::{not_a_disk, stated_size};
 
@@ -70,4 +70,9 @@ fn fuzz_blocks(driver: &Driver, data: &[u8]) {
 /// Treats `data` as a VDI image.
 pub fn fuzz_vdi(data: &[u8]) {
     fuzz_blocks(&vdi::DRIVER, data);
+}
+
+/// Treats `data` as a VHD image.
+pub fn fuzz_vhd(data: &[u8]) {
+    fuzz_blocks(&vhd::DRIVER, data);
 }

@@ -47,7 +47,6 @@ impl Guid {
     }
 
     /// One whose text is stored in its own order, as VHD has it.
-    #[allow(dead_code, reason = "VHD")]
     pub fn from_text_order(bytes: [u8; 16]) -> Self {
         let mut guid = Self::NIL;
         ORDER.iter().zip(bytes).for_each(|(&at, b)| guid.0[at] = b);

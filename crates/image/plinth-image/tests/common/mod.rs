@@ -369,3 +369,8 @@ pub fn peer_after_cuts(driver: &'static Driver, options: &str, size: u64, format
     }
     eprintln!("the peer's checker did not like {flagged} of {all} before Plinth opened them");
 }
+
+/// Opens an image in a file, inside of `block_on`.
+pub async fn open_in_file(path: &Path, read_only: bool) -> Rc<dyn Image> {
+    open(path, &OpenOptions { read_only, ..OpenOptions::default() }).await.unwrap().image
+}

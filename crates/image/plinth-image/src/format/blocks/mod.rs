@@ -39,7 +39,6 @@ use crate::{Error, ErrorKind};
 
 /// Where a block of the disk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code, reason = "VHD and VHDX")]
 pub enum Place {
     /// The image below has it; zeros if there is none.
     Absent,
@@ -237,5 +236,14 @@ impl<L: Layout> Drop for Unfinished<'_, L> {
     fn drop(&mut self) {
         let changes = self.0.committing.take();
         self.0.pending.borrow_mut().merge_older(&changes);
+    }
+}
+
+/// Does something when it is dropped.
+pub struct OnDrop<F: FnMut()>(pub F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
     }
 }

@@ -107,7 +107,7 @@ impl<L: Layout> Image for BlockImage<L> {
     }
 
     fn describe(&self) -> Description {
-        Description { cluster_size: Some(self.layout.block_size()), ..self.layout.describe() }
+        self.layout.describe()
     }
 
     fn backing(&self) -> Option<NodeRef> {

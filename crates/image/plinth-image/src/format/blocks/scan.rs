@@ -96,3 +96,18 @@ pub async fn copy(file: &NodeRef, from: u64, to: u64, len: u64) -> Result<(), Er
     }
     Ok(())
 }
+
+/// Copies a table within a file, as it is.
+///
+/// # Errors
+/// The file's; the table is not wholly inside of the file.
+pub async fn copy_all(file: &NodeRef, from: u64, to: u64, len: u64) -> Result<(), Error> {
+    let mut at = 0;
+    while at < len {
+        let n = AT_ONCE.min(len - at);
+        let bytes = read_table(&**file, from + at, n as usize, "its table").await?;
+        file.write(to + at, bytes.freeze()).await?;
+        at += n;
+    }
+    Ok(())
+}

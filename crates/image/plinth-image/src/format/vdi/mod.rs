@@ -27,7 +27,7 @@ use std::rc::Rc;
 use async_lock::{Mutex, OnceCell};
 use serde_json::{Map, json};
 
-use super::blocks::{BlockImage, Changes, Layout, Need, Place, Space};
+use super::blocks::{BlockImage, Changes, Layout, Need, OnDrop, Place, Space};
 use super::guid::Guid;
 use super::table::TableCache;
 use super::{
@@ -362,6 +362,7 @@ impl Layout for Vdi {
         }
         Description {
             dirty: self.damage.borrow().is_some(),
+            cluster_size: Some(header.block_size),
             backing: self.backing.borrow().clone(),
             identity: Some(parent::identity(header.uuid, header.modified)),
             details,
@@ -391,14 +392,5 @@ impl Layout for Vdi {
         self.file.flush().await?;
         *self.backing.borrow_mut() = link.cloned();
         Ok(())
-    }
-}
-
-/// Does something when it is dropped.
-struct OnDrop<F: FnMut()>(F);
-
-impl<F: FnMut()> Drop for OnDrop<F> {
-    fn drop(&mut self) {
-        (self.0)();
     }
 }
