@@ -4,7 +4,9 @@ use std::rc::Rc;
 
 use futures_util::FutureExt;
 
-use crate::format::{Driver, NoLinks, OpenOptions, OpenRequest, Progress, Repair, Sample, probe, vdi, vhd};
+use crate::format::{
+    Driver, NoLinks, OpenOptions, OpenRequest, Progress, Repair, Sample, probe, vdi, vhd, vhdx,
+};
 use crate::graph::{IoBuf, IoData, MemoryNode};
 use crate::probe::{not_a_disk, stated_size};
 
@@ -75,4 +77,9 @@ pub fn fuzz_vdi(data: &[u8]) {
 /// Treats `data` as a VHD image.
 pub fn fuzz_vhd(data: &[u8]) {
     fuzz_blocks(&vhd::DRIVER, data);
+}
+
+/// Treats `data` as a VHDX image.
+pub fn fuzz_vhdx(data: &[u8]) {
+    fuzz_blocks(&vhdx::DRIVER, data);
 }

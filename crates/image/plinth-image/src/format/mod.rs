@@ -15,6 +15,7 @@ pub mod raw;
 pub mod table;
 pub mod vdi;
 pub mod vhd;
+pub mod vhdx;
 
 use std::fmt;
 use std::rc::Rc;
@@ -174,16 +175,15 @@ pub struct Driver {
 }
 
 /// Every format that Plinth knows, in the order in which files are tried.
-pub static DRIVERS: &[&Driver] = &[&vdi::DRIVER, &vhd::DRIVER, &raw::DRIVER];
+pub static DRIVERS: &[&Driver] = &[&vdi::DRIVER, &vhd::DRIVER, &vhdx::DRIVER, &raw::DRIVER];
 
 /// Marks of formats that have no driver yet, so that nobody takes them for raw.
-const MARKS: [(usize, &[u8], Format); 7] = [
+const MARKS: [(usize, &[u8], Format); 6] = [
     (0, b"QFI\xfb", Format::Qcow2),
     (0, b"QED\0", Format::Qed),
     (0, b"KDMV", Format::Vmdk),
     (0, b"COWD", Format::Vmdk),
     (0, b"# Disk DescriptorFile", Format::Vmdk),
-    (0, b"vhdxfile", Format::Vhdx),
     (0, b"LUKS\xba\xbe", Format::Luks),
 ];
 

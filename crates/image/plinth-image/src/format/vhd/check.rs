@@ -92,11 +92,11 @@ impl Vhd {
         }
         self.end.set(s.end);
         // Space behind the last block that another program has taken is its business, unless there was a crash.
-        if last_is_right && self.file.size() <= s.end + self.span() && self.gaps(&s).is_empty() {
+        let moves = self.moves(&s, FILL_AT_OPEN as usize + 1).len() as u64;
+        if last_is_right && self.file.size() <= s.end + self.span() && moves == 0 {
             return Ok(());
         }
-        let many = self.gaps(&s).len() as u64 > FILL_AT_OPEN;
-        self.tidy(if many { 0 } else { FILL_AT_OPEN }).await
+        self.tidy(if moves > FILL_AT_OPEN { 0 } else { FILL_AT_OPEN }).await
     }
 
     /// Where blocks could begin between others, in the file's order.
@@ -120,28 +120,32 @@ impl Vhd {
         gaps
     }
 
+    /// The last blocks of the file, and gaps before them to move them to.
+    fn moves(&self, s: &Survey, limit: usize) -> Vec<((u32, u32), u64)> {
+        let last = s.blocks.iter().rev().take(limit).copied();
+        last.zip(self.gaps(s)).filter(|(b, gap)| *gap < u64::from(b.0) * SECTOR).collect()
+    }
+
     /// Fills gaps with the last blocks, `limit` at most, cuts the file off and writes the footer at its end.
     pub async fn tidy(&self, limit: u64) -> Result<(), Error> {
         let mut left = limit;
         let s = loop {
             let s = self.survey().await?;
-            let gaps = self.gaps(&s);
-            let count = MOVES.min(left.min(usize::MAX as u64) as usize);
-            let last = s.blocks.iter().rev().take(count);
-            let moves: Vec<_> = last.zip(gaps).filter(|(b, gap)| *gap < u64::from(b.0) * SECTOR).collect();
+            let moves = self.moves(&s, MOVES.min(left.min(usize::MAX as u64) as usize));
             if moves.is_empty() {
                 break s;
             }
-            for &(&(from, _), to) in &moves {
+            for &((from, _), to) in &moves {
                 copy(&self.file, u64::from(from) * SECTOR, to, self.span()).await?;
             }
             self.file.flush().await?;
             self.tables.clear();
-            self.set_entries(moves.iter().map(|&(&(_, block), to)| (block.into(), (to / SECTOR) as u32)))
+            self.set_entries(moves.iter().map(|&((_, block), to)| (block.into(), (to / SECTOR) as u32)))
                 .await?;
             left = left.saturating_sub(moves.len() as u64);
         };
-        self.unused.borrow_mut().clear();
+        // What is left are gaps behind which no block is.
+        *self.unused.borrow_mut() = self.gaps(&s);
         self.end.set(s.end);
         self.write_last_footer().await?;
         self.file.flush().await?;
@@ -191,7 +195,8 @@ impl Vhd {
             report.corruptions += 1;
             report.say("there is no footer at the end, or it is not like its copy at the beginning");
         }
-        let gaps = self.gaps(&s).len().saturating_sub(self.unused.borrow().len()) as u64;
+        let moves = self.moves(&s, FILL_AT_OPEN as usize + 1);
+        let gaps = moves.iter().filter(|(_, gap)| !self.unused.borrow().contains(gap)).count() as u64;
         let behind = self.file.size().saturating_sub(s.end + FOOTER as u64) / self.span();
         let unfinished = if self.begun.get() { 0 } else { behind };
         report.leaks = gaps + unfinished;

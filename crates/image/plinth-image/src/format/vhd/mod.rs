@@ -30,6 +30,7 @@ use crate::{Error, ErrorKind, SECTOR};
 use dynamic::Vhd;
 use fixed::Fixed;
 use footer::{FOOTER, Footer, HEADER, Header, Kind};
+pub(super) use parent::from_windows;
 
 /// VHD images.
 pub static DRIVER: Driver = Driver {
