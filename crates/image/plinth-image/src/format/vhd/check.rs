@@ -8,7 +8,7 @@ use crate::graph::IoBuf;
 use crate::{Error, SECTOR};
 
 /// Gaps that an open fills by itself, at most: a power cut leaves few.
-const FILL_AT_OPEN: u64 = 1024;
+const FILL_AT_OPEN: u64 = 64;
 /// Blocks that are moved between two barriers.
 const MOVES: usize = 64;
 

@@ -60,7 +60,8 @@ pub static DRIVER: Driver = Driver {
 /// A file is a VHD if it begins with a footer, or ends with one of a fixed image that fits the file. Images that are
 /// not fixed and lack the one at the beginning must be called VHD by the user: a guest could have written the other.
 fn probe(sample: &Sample<'_>) -> bool {
-    if Footer::parse(sample.head).is_some() {
+    // Whatever is wrong with it, it is not the beginning of a raw disk.
+    if footer::is_footer(sample.head) {
         return true;
     }
     [FOOTER, FOOTER - 1].into_iter().any(|len| {

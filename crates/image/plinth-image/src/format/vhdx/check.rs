@@ -9,6 +9,8 @@ use crate::{Error, ErrorKind};
 
 /// Blocks that an open moves by itself, at most: a power cut leaves few gaps.
 const MOVE_AT_OPEN: u64 = 1024;
+/// Bytes of them, at most.
+const MOVE_BYTES: u64 = 256 << 20;
 /// Blocks that are moved between two barriers.
 const MOVES: usize = 64;
 /// MiB of a file that are looked after.
@@ -120,8 +122,18 @@ impl Vhdx {
             return Ok(());
         }
         self.end.set(s.end);
-        let moves = self.moves(&s, MOVE_AT_OPEN as usize + 1).await?.len() as u64;
-        self.tidy(if moves > MOVE_AT_OPEN { 0 } else { MOVE_AT_OPEN }).await
+        let limit = MOVE_AT_OPEN.min(MOVE_BYTES / self.metadata.borrow().block_size);
+        let moves = self.moves(&s, limit as usize + 1).await?.len() as u64;
+        // Other programs leave gaps where they like, which are as good as any free space.
+        self.tidy(if self.clean || moves > limit { 0 } else { limit }).await?;
+        self.gaps_at_open.set(self.unused.borrow().len());
+        Ok(())
+    }
+
+    /// Moves blocks into gaps that were not there when the image was opened.
+    pub(super) async fn tidy_ours(&self) -> Result<(), Error> {
+        let gaps = self.gaps(&self.survey().await?).len();
+        self.tidy(gaps.saturating_sub(self.gaps_at_open.get()) as u64).await
     }
 
     /// Where blocks could be between others.
@@ -215,7 +227,10 @@ impl Vhdx {
         progress.total.set(blocks);
         progress.done.set(blocks);
         let moves = self.moves(&s, REMEMBERED).await?;
-        let leaks = moves.iter().filter(|(_, gap)| !self.unused.borrow().contains(gap)).count() as u64;
+        // Gaps that were there at a clean open are no leaks: of those a writer knows, a reader need not.
+        let ours = !(self.clean && self.read_only.get());
+        let gaps = moves.iter().filter(|(_, gap)| ours && !self.unused.borrow().contains(gap));
+        let leaks = gaps.count() as u64;
         let behind = self.file.size().max(s.end).saturating_sub(self.end.get().max(s.end)) / block_size;
         let mut report = CheckReport {
             total_clusters: blocks,

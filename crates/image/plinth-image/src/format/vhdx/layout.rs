@@ -51,10 +51,16 @@ pub struct Vhdx {
     pub(super) damage: RefCell<Option<String>>,
     begun: OnceCell<()>,
     pub(super) backing: RefCell<Option<BackingLink>>,
+    /// The image was closed in good order before it was opened.
+    pub(super) clean: bool,
+    /// Nothing is written through this.
+    pub(super) read_only: Cell<bool>,
+    /// Gaps between blocks that were there already.
+    pub(super) gaps_at_open: Cell<usize>,
 }
 
 impl Vhdx {
-    pub fn new(file: NodeRef, header: Header, regions: Regions, metadata: Metadata) -> Self {
+    pub fn new(file: NodeRef, header: Header, regions: Regions, metadata: Metadata, clean: bool) -> Self {
         let end =
             (header.log_at + u64::from(header.log_len)).max(regions.bat.end()).max(regions.metadata.end());
         Self {
@@ -71,6 +77,9 @@ impl Vhdx {
             damage: RefCell::default(),
             begun: OnceCell::new(),
             backing: RefCell::default(),
+            clean,
+            read_only: Cell::new(false),
+            gaps_at_open: Cell::new(0),
         }
     }
 
@@ -404,7 +413,7 @@ impl Layout for Vhdx {
         if self.damage.borrow().is_some() || self.begun.get().is_none() {
             return Ok(());
         }
-        self.tidy(u64::MAX).await?;
+        self.tidy_ours().await?;
         self.empty_log().await
     }
 

@@ -79,7 +79,8 @@ async fn open(request: OpenRequest) -> Result<Rc<dyn Image>, Error> {
     if header.log_at.saturating_add(header.log_len.into()) > file.size() {
         return Err(Error::corrupt(&name, "its log is beyond the file's end"));
     }
-    if header.log != Guid::NIL {
+    let clean = header.log == Guid::NIL;
+    if !clean {
         match log::find(&file, &header).await? {
             Some(replay) if read_only => file = Rc::new(overlay::Replayed::new(file, replay)),
             Some(replay) => replay.apply(&file).await?,
@@ -101,7 +102,8 @@ async fn open(request: OpenRequest) -> Result<Rc<dyn Image>, Error> {
     let metadata = Metadata::read(&file, regions.metadata).await?;
     let (size, has_parent) = (metadata.size, metadata.has_parent);
     let bat = regions.bat;
-    let vhdx = Vhdx::new(file, header, regions, metadata);
+    let vhdx = Vhdx::new(file, header, regions, metadata, clean);
+    vhdx.read_only.set(read_only);
     if vhdx.entries(size) * 8 > bat.len {
         let why = format!(
             "its table of blocks has {} bytes, and {} entries are needed",
@@ -247,7 +249,7 @@ async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> {
     let bytes = metadata.bytes();
     let region = Region { at, len: (bytes.len() as u64).next_multiple_of(MIB) };
     let nowhere = Region { at: region.end(), len: MIB };
-    let sized = Vhdx::new(file.clone(), header.clone(), Regions::new(nowhere, region), metadata);
+    let sized = Vhdx::new(file.clone(), header.clone(), Regions::new(nowhere, region), metadata, true);
     let bat = Region { at: nowhere.at, len: (sized.entries(size) * 8).next_multiple_of(MIB) };
     let regions = Regions::new(bat, region);
     let table = regions.bytes();
@@ -266,7 +268,7 @@ async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> {
     // Last: what has no beginning is no image.
     file.write(0, identifier.freeze()).await?;
     let metadata = Metadata::read(&file, region).await?;
-    let vhdx = Vhdx::new(file, header, regions, metadata);
+    let vhdx = Vhdx::new(file, header, regions, metadata, true);
     vhdx.end.set(end);
     *vhdx.backing.borrow_mut() = request.backing;
     // Data of the image below is not there to be read: whoever made this image opens it again for that.
