@@ -105,6 +105,24 @@ fn another_or_changed_parent_is_refused() {
 }
 
 #[test]
+fn zeros_stay_zeros_when_some_of_their_block_is_written() {
+    block_on(async {
+        let world = World::new(1);
+        parent_in(&world, &vhdx::DRIVER, "parent.vhdx", "", 4 * M).await;
+        let parent = open_in(&world, &vhdx::DRIVER, "parent.vhdx", true).await.unwrap();
+        let link = common::link_to("parent.vhdx", &*parent);
+        let made =
+            create_in(&world, &vhdx::DRIVER, "child", 4 * M, "block_size=1M", Some(link)).await.unwrap();
+        made.close().await.unwrap();
+        let child = open_in(&world, &vhdx::DRIVER, "child", false).await.unwrap();
+        child.write_zeroes(0, M, true).await.unwrap();
+        child.write(4096, IoData::copy_of(&[7; 512])).await.unwrap();
+        let read = child.read(0, IoBuf::new(1 << 20)).await.unwrap();
+        assert!(read.iter().enumerate().all(|(n, &b)| b == if (4096..4608).contains(&n) { 7 } else { 0 }));
+    });
+}
+
+#[test]
 fn damage_is_found_and_mended() {
     block_on(async {
         let world = World::new(1);

@@ -174,7 +174,9 @@ impl<L: Layout> BlockImage<L> {
         let size = self.layout.block_size();
         if piece.len == size {
             Need::Whole
-        } else if place == Place::Absent && piece.block * size < self.backed() {
+        } else if place == Place::Absent
+            && (self.layout.sector().is_some() || piece.block * size < self.backed())
+        {
             Need::OverBacking
         } else {
             Need::OverZeros

@@ -324,7 +324,8 @@ impl Layout for Vhdx {
     async fn allocate(&self, block: u64, need: Need) -> Result<Space, Error> {
         let size = self.block_size();
         let entry = self.entry(self.index(block)).await?;
-        let partial = self.metadata.borrow().has_parent && need != Need::Whole;
+        // What was zeros must not become the parent's.
+        let partial = self.metadata.borrow().has_parent && need == Need::OverBacking;
         let space = |at| Space {
             place: if partial { Place::Partial(at) } else { Place::Full(at) },
             all_present: false,
