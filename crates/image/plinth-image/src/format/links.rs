@@ -42,6 +42,11 @@ pub trait Links {
     /// # Errors
     /// [`ErrorKind::Denied`]; as for opening an image.
     fn open_backing<'a>(&'a self, link: &'a BackingLink) -> Io<'a, Rc<dyn Image>>;
+    /// Names of files that may be the image below, for a format that knows it by an ID alone: those that end in
+    /// `suffix` beside the image, and those that the user has allowed. Not all links can list them.
+    fn candidates(&self, _suffix: &str) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// No links at all.
@@ -84,6 +89,8 @@ pub struct FileLinks {
     pub chain: Vec<FileId>,
 }
 
+/// Files of a folder that are looked at to find the image below.
+const MAX_CANDIDATES: usize = 4096;
 /// Images above each other at most.
 const MAX_CHAIN: usize = 256;
 
@@ -163,6 +170,25 @@ impl Links for FileLinks {
             let file = self.open(&link.name, true)?;
             open_linked(file, link.format, self).await
         })
+    }
+
+    fn candidates(&self, suffix: &str) -> Vec<String> {
+        let trust = &self.options.trust;
+        if trust.nothing {
+            return Vec::new();
+        }
+        let own = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut paths = Vec::new();
+        for place in std::iter::once(own).chain(trust.allowed.iter().map(PathBuf::as_path)) {
+            match std::fs::read_dir(place) {
+                Ok(folder) => paths.extend(folder.take(MAX_CANDIDATES).flatten().map(|e| e.path())),
+                Err(_) => paths.push(place.to_owned()),
+            }
+        }
+        // Absolute, so that they mean the same wherever the names in the image begin.
+        let names = paths.iter().filter_map(|p| std::fs::canonicalize(p).ok()).filter(|p| p.is_file());
+        let names = names.filter_map(|p| p.to_str().map(str::to_owned));
+        names.filter(|n| n.to_lowercase().ends_with(suffix)).collect()
     }
 }
 

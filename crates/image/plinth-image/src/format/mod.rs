@@ -4,9 +4,11 @@
 //! [`open`](fn@open) finds the driver and gives an [`Image`], which is a [`Node`] with all that an image can do
 //! besides holding bytes.
 
+mod blocks;
 mod chunks;
 pub mod cloop;
 pub mod dmg;
+mod guid;
 pub(crate) mod image;
 mod links;
 pub mod luks;
@@ -17,6 +19,9 @@ pub mod parallels;
 pub mod qed;
 pub mod raw;
 pub mod table;
+pub mod vdi;
+pub mod vhd;
+pub mod vhdx;
 pub mod vmdk;
 
 use std::fmt;
@@ -177,16 +182,21 @@ pub struct Driver {
 }
 
 /// Every format that Plinth knows, in the order in which files are tried.
-pub static DRIVERS: &[&Driver] =
-    &[&raw::DRIVER, &luks::DRIVER, &parallels::DRIVER, &qed::DRIVER, &cloop::DRIVER, &dmg::DRIVER, &vmdk::DRIVER];
+pub static DRIVERS: &[&Driver] = &[
+    &raw::DRIVER,
+    &luks::DRIVER,
+    &parallels::DRIVER,
+    &qed::DRIVER,
+    &cloop::DRIVER,
+    &dmg::DRIVER,
+    &vmdk::DRIVER,
+    &vdi::DRIVER,
+    &vhd::DRIVER,
+    &vhdx::DRIVER,
+];
 
 /// Marks of formats that have no driver yet, so that nobody takes them for raw.
-const MARKS: [(usize, &[u8], Format); 4] = [
-    (0, b"QFI\xfb", Format::Qcow2),
-    (0, b"vhdxfile", Format::Vhdx),
-    (0, b"conectix", Format::Vhd),
-    (0x40, &[0x7f, 0x10, 0xda, 0xbe], Format::Vdi),
-];
+const MARKS: [(usize, &[u8], Format); 1] = [(0, b"QFI\xfb", Format::Qcow2)];
 
 /// What a file holds, by its contents. Whatever has no mark of another format is raw.
 #[must_use]

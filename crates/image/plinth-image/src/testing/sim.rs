@@ -327,4 +327,8 @@ impl Links for World {
             (driver.open)(crate::format::OpenRequest { file, links, options }).await
         })
     }
+
+    fn candidates(&self, suffix: &str) -> Vec<String> {
+        self.files.borrow().keys().filter(|n| n.ends_with(suffix)).cloned().collect()
+    }
 }

@@ -1,0 +1,5 @@
+//! A VHD image.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| plinth_image::fuzz::fuzz_vhd(data));
