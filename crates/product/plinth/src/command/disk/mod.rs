@@ -16,7 +16,8 @@ mod snapshot;
 
 use std::process::ExitCode;
 
-pub use common::{is_new, until_signal};
+pub use common::until_signal;
+pub use snapshot::{date, new as new_snapshot};
 
 use crate::cli::Global;
 use crate::cli::disk_tool::DiskCommand;
