@@ -113,8 +113,13 @@ impl Node for RawImage {
     fn status(&self, offset: u64, len: u64) -> Io<'_, Extent> {
         Box::pin(async move {
             check_range(self, "look at", offset, len)?;
+            let mut extent = self.file.status(offset, len).await?;
+            // The last sector is as its stored part.
+            if offset < self.file.size() && offset + extent.len == self.file.size() {
+                extent.len = len.min(self.size.get() - offset);
+            }
             // Every byte of a raw disk is there, holes too.
-            Ok(Extent { present: true, host: Some(offset), ..self.file.status(offset, len).await? })
+            Ok(Extent { present: true, host: Some(offset), ..extent })
         })
     }
 

@@ -96,7 +96,11 @@ pub async fn bench(node: &dyn Node, options: &BenchOptions) -> Result<BenchRepor
         while left > 0 {
             let group = left.min(options.flush_every);
             let group_places: Vec<_> = places.by_ref().take(group as usize).collect();
-            stream::iter(group_places).map(request).buffer_unordered(options.depth).try_collect::<()>().await?;
+            stream::iter(group_places)
+                .map(request)
+                .buffer_unordered(options.depth)
+                .try_collect::<()>()
+                .await?;
             node.flush().await?;
             left -= group;
         }

@@ -25,7 +25,8 @@ const IN_FLIGHT: usize = 8;
 pub async fn punch_zeros(node: &dyn Node, grain: u64, progress: &Progress) -> Result<CompactReport, Error> {
     progress.total.set(node.size());
     let plan = Plan::new(node, 0..node.size(), grain, PIECE, None);
-    let runs = stream::try_unfold(&plan, async |plan| Ok::<_, Error>(plan.next().await?.map(|run| (run, plan))));
+    let runs =
+        stream::try_unfold(&plan, async |plan| Ok::<_, Error>(plan.next().await?.map(|run| (run, plan))));
     let results = runs.map_ok(async |run| {
         let mut punched = 0;
         if run.kind == Kind::Data {

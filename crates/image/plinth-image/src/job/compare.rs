@@ -115,7 +115,6 @@ impl Walk<'_> {
     }
 }
 
-
 async fn bytes(node: &dyn Node, pair: &Pair, kind: Kind) -> Result<Option<IoBuf>, Error> {
     match kind {
         Kind::Data => node.read(pair.at, IoBuf::new(pair.len as usize)).await.map(Some),
@@ -163,8 +162,7 @@ pub async fn compare(
     }
     let end = a.size().max(b.size());
     progress.total.set(end);
-    let walk =
-        Walk { a, b, at: Cell::new(0), known: Cell::default(), strict: options.strict, end };
+    let walk = Walk { a, b, at: Cell::new(0), known: Cell::default(), strict: options.strict, end };
     let runs = stream::try_unfold(&walk, async |walk| Ok(walk.next().await?.map(|found| (found, walk))));
     let results = runs
         .map_ok(async |found| match found {

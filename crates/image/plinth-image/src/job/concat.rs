@@ -2,9 +2,7 @@
 
 use futures_util::future::try_join_all;
 
-use crate::graph::{
-    Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_range, check_write,
-};
+use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_range, check_write};
 use crate::{Error, ErrorKind};
 
 /// Disks one behind the other.

@@ -32,9 +32,10 @@ pub async fn create(
         return Err(Error::new(ErrorKind::Unsupported, doing(), format!("the format {format} is only read")));
     };
     options.check(driver.options)?;
-    let size = size.checked_next_multiple_of(SECTOR).filter(|&s| s <= i64::MAX as u64).ok_or_else(|| {
-        Error::new(ErrorKind::Limit, doing(), format!("no disk has {size} bytes"))
-    })?;
+    let size = size
+        .checked_next_multiple_of(SECTOR)
+        .filter(|&s| s <= i64::MAX as u64)
+        .ok_or_else(|| Error::new(ErrorKind::Limit, doing(), format!("no disk has {size} bytes")))?;
     create(CreateRequest { output, size, options, backing, secret }).await
 }
 

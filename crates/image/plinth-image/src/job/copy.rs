@@ -213,7 +213,11 @@ impl Copier<'_> {
                 .map(|r| {
                     let place = at + r.start as u64;
                     let part = data.slice(r);
-                    if is_zero(&part) { Step::Zero(place, part.len() as u64) } else { Step::Data(place, part) }
+                    if is_zero(&part) {
+                        Step::Zero(place, part.len() as u64)
+                    } else {
+                        Step::Data(place, part)
+                    }
                 })
                 .collect();
         }

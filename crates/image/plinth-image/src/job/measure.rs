@@ -59,7 +59,10 @@ async fn qcow2(size: u64, options: &Options, contents: Contents<'_>) -> Result<M
     let entry = if options.flag("extended_l2") == Some(true) { 16 } else { 8 };
     let bits = options.number("refcount_bits")?.unwrap_or(16);
     if !bits.is_power_of_two() || bits > 64 {
-        return Err(refused(Format::Qcow2, "Refcount width must be a power of two and may not exceed 64 bits"));
+        return Err(refused(
+            Format::Qcow2,
+            "Refcount width must be a power of two and may not exceed 64 bits",
+        ));
     }
     let data = size
         .checked_next_multiple_of(cluster)

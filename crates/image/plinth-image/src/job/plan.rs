@@ -85,7 +85,9 @@ impl<'a> Plan<'a> {
         }
         let (mut to, kind) = self.look(start).await?;
         let relative = |x: u64| x - self.range.start;
-        let run = if kind == Kind::Data || (to < end && relative(to) / self.align == relative(start) / self.align) {
+        let run = if kind == Kind::Data
+            || (to < end && relative(to) / self.align == relative(start) / self.align)
+        {
             // Data up to the piece's border, over small holes.
             let border = (relative(start) / self.piece + 1)
                 .saturating_mul(self.piece)

@@ -1,5 +1,6 @@
 //! The command line of `plinth disk`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -68,6 +69,8 @@ pub enum DiskCommand {
     Bitmap(BitmapCommand),
     /// Make an image's file smaller: zeros and unused space are given back
     Compact(CompactArgs),
+    /// Serve a disk over the network (NBD)
+    Serve(ServeArgs),
 }
 
 /// How an image that is there is opened.
@@ -491,4 +494,51 @@ pub struct CompactArgs {
     /// Compress: the format's usual way, or zlib or zstd
     #[arg(long, value_name = "TYPE", num_args = 0..=1, default_missing_value = "")]
     pub compress: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  plinth disk serve d.qcow2 --socket /run/d.sock
+  plinth disk serve d.qcow2 --listen 0.0.0.0:10809 --name d --tls /etc/plinth/tls --tls-verify
+  plinth disk convert nbd+unix:///?socket=/run/d.sock copy.qcow2
+
+It serves until it gets a signal (Ctrl-C), and closes the image then. The folder of --tls has server-cert.pem,
+server-key.pem, and for --tls-verify ca-cert.pem.")]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub image: ImageArgs,
+    /// Serve on this Unix socket instead of a port
+    #[arg(long, value_name = "PATH", conflicts_with = "listen")]
+    pub socket: Option<PathBuf>,
+    /// Address and port to serve on
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10809")]
+    pub listen: SocketAddr,
+    /// The export's name
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub name: String,
+    /// A line about it, for people
+    #[arg(long, value_name = "TEXT")]
+    pub description: Option<String>,
+    /// Refuse writes, and let others use the image along
+    #[arg(long)]
+    pub read_only: bool,
+    /// Serve the disk as it was at this snapshot, for reading
+    #[arg(long, value_name = "NAME", requires = "read_only")]
+    pub snapshot: Option<String>,
+    /// Show this bitmap of the image to clients (as qemu:dirty-bitmap:NAME). Repeatable
+    #[arg(long, value_name = "NAME")]
+    pub bitmap: Vec<String>,
+    /// End when the last client has gone
+    #[arg(long)]
+    pub once: bool,
+    /// Have clients use TLS, with the certificate and key in this folder
+    #[arg(long, value_name = "FOLDER")]
+    pub tls: Option<PathBuf>,
+    /// Have clients show a certificate too
+    #[arg(long, requires = "tls")]
+    pub tls_verify: bool,
+    /// Through the host's page cache
+    #[arg(long)]
+    pub cached: bool,
 }

@@ -2,11 +2,12 @@
 
 use std::process::ExitCode;
 
-use plinth_image::format::{OpenOptions, open};
+use plinth_image::format::OpenOptions;
 use plinth_image::graph::Cache;
 use plinth_image::job::{self, BenchOptions};
 use serde_json::json;
 
+use super::address::open_source;
 use super::common::{close, failed, interruptible, open_options, result};
 use crate::cli::disk_tool::BenchArgs;
 use crate::cli::{Global, size};
@@ -15,9 +16,10 @@ use crate::failure::{Failure, Result};
 pub fn run(args: &BenchArgs, global: &Global) -> Result<ExitCode> {
     /// A buffer of each request has to fit into memory.
     const MAX_SIZE: u64 = 16 << 20;
-    let size = u32::try_from(args.size.0).ok().filter(|&s| u64::from(s) <= MAX_SIZE).ok_or_else(|| {
-        Failure::usage(format!("a request has {} at most", size::show(MAX_SIZE)))
-    })?;
+    let size = u32::try_from(args.size.0)
+        .ok()
+        .filter(|&s| u64::from(s) <= MAX_SIZE)
+        .ok_or_else(|| Failure::usage(format!("a request has {} at most", size::show(MAX_SIZE))))?;
     let options = BenchOptions {
         count: args.count,
         depth: args.depth as usize,
@@ -31,7 +33,7 @@ pub fn run(args: &BenchArgs, global: &Global) -> Result<ExitCode> {
     let report = interruptible(async {
         let cache = if args.cached { Cache::Cached } else { Cache::Direct };
         let how = open_options(&args.image.open, args.image.format, !args.write)?;
-        let opened = open(&args.image.path, &OpenOptions { cache, ..how }).await.map_err(failed)?;
+        let opened = open_source(&args.image.path, &OpenOptions { cache, ..how }).await?;
         let report = job::bench(&*opened.image, &options).await.map_err(failed)?;
         if args.write {
             close(&*opened.image).await?;

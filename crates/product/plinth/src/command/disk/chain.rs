@@ -35,7 +35,8 @@ pub fn rebase(args: &RebaseArgs, global: &Global) -> Result<ExitCode> {
         close(&*top).await?;
         Ok(copied)
     })?;
-    let what = args.backing.as_ref().map_or("stands alone now".into(), |b| format!("stands on {}", b.display()));
+    let what =
+        args.backing.as_ref().map_or("stands alone now".into(), |b| format!("stands on {}", b.display()));
     let text = format!("{} {what}, {} copied\n", image.path.display(), size::show(copied));
     let value = json!({ "path": image.path, "backing": args.backing, "copied": copied });
     result(global, &value, &text)?;

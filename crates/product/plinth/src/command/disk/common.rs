@@ -20,6 +20,7 @@ use plinth_image::graph::Cache;
 use plinth_image::{Error, ErrorKind};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use super::address::open_source;
 use crate::cli::disk_tool::{ImageArgs, NewArgs, OpenArgs};
 use crate::cli::{Global, OutputFormat};
 use crate::failure::{Code, Failure, Result};
@@ -36,10 +37,14 @@ pub fn failed(e: Error) -> Failure {
         ErrorKind::Busy => failure
             .help("stop the machine or program that uses it (`fuser FILE` names the process)")
             .help("to read it nevertheless, add --share"),
-        ErrorKind::Corrupt => failure.help("`plinth disk check IMAGE` says more, and mends some with --repair"),
+        ErrorKind::Corrupt => {
+            failure.help("`plinth disk check IMAGE` says more, and mends some with --repair")
+        }
         ErrorKind::Key => failure.help("give the passphrase in a file: --secret-file FILE"),
         ErrorKind::NoSpace => failure.help("free some space, or write to another file system"),
-        ErrorKind::Format => failure.help("if the bytes are the disk's own, say so: --format raw (--from raw)"),
+        ErrorKind::Format => {
+            failure.help("if the bytes are the disk's own, say so: --format raw (--from raw)")
+        }
         _ => failure,
     }
 }
@@ -75,7 +80,7 @@ pub fn open_options(args: &OpenArgs, format: Option<Format>, read_only: bool) ->
 
 /// Opens the image of a command.
 pub async fn open_image(args: &ImageArgs, read_only: bool) -> Result<Opened> {
-    open(&args.path, &open_options(&args.open, args.format, read_only)?).await.map_err(failed)
+    open_source(&args.path, &open_options(&args.open, args.format, read_only)?).await
 }
 
 /// A format by the ending of a name.
@@ -111,9 +116,9 @@ pub fn new_options(args: &[String], format: Format) -> Result<Option<Options>> {
         options.add(text).map_err(|e| usage(&e))?;
     }
     if let Some(driver) = format.driver() {
-        options.check(driver.options).map_err(|e| {
-            usage(&e).help(format!("`-o help` lists the options of the format {format}"))
-        })?;
+        options
+            .check(driver.options)
+            .map_err(|e| usage(&e).help(format!("`-o help` lists the options of the format {format}")))?;
     }
     Ok(Some(options))
 }
@@ -187,16 +192,13 @@ pub async fn backing_link(
     };
     // What begins like an address would be taken for one.
     let name = if name.contains(':') && !name.starts_with('/') { format!("./{name}") } else { name };
-    let link = BackingLink {
-        name,
-        format: Some(opened.image.format()),
-        identity: opened.image.describe().identity,
-    };
+    let link =
+        BackingLink { name, format: Some(opened.image.format()), identity: opened.image.describe().identity };
     Ok((link, opened))
 }
 
 /// A stream with a byte for each signal that ends the process.
-fn signals() -> std::io::Result<Arc<UnixStream>> {
+pub fn signals() -> std::io::Result<Arc<UnixStream>> {
     let (read, mut write) = UnixStream::pair()?;
     let mut all = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     std::thread::spawn(move || {
@@ -246,9 +248,9 @@ pub fn with_progress<T>(title: &str, job: impl AsyncFnOnce(&Progress) -> Result<
         }
         let bar = ProgressBar::new(0);
         bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
-        if let Ok(style) = ProgressStyle::with_template(
-            "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left",
-        ) {
+        if let Ok(style) =
+            ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left")
+        {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.set_message(title.to_owned());

@@ -31,15 +31,17 @@ fn options_of(image: &dyn Image) -> Options {
         options.set("cluster_size", &n.to_string());
     }
     // QEMU's names for what it shows and for what it takes differ in these.
-    let renamed = |name: &str| match name {
-        "compression-type" => "compression_type",
-        "lazy-refcounts" => "lazy_refcounts",
-        "refcount-bits" => "refcount_bits",
-        "extended-l2" => "extended_l2",
-        "create-type" => "subformat",
-        _ => "",
-    }
-    .to_owned();
+    let renamed = |name: &str| {
+        match name {
+            "compression-type" => "compression_type",
+            "lazy-refcounts" => "lazy_refcounts",
+            "refcount-bits" => "refcount_bits",
+            "extended-l2" => "extended_l2",
+            "create-type" => "subformat",
+            _ => "",
+        }
+        .to_owned()
+    };
     for (name, value) in &d.details {
         let name = if has(name) { name.clone() } else { renamed(name) };
         let value = match value {
@@ -59,7 +61,8 @@ pub fn run(args: &CompactArgs, global: &Global) -> Result<ExitCode> {
     let image = &args.image;
     let before = allocated(&image.path);
     with_progress("compacting", async |progress| {
-        let opened = open(&image.path, &open_options(&image.open, image.format, false)?).await.map_err(failed)?;
+        let opened =
+            open(&image.path, &open_options(&image.open, image.format, false)?).await.map_err(failed)?;
         let disk = opened.image;
         if disk.format() == Format::Raw {
             job::punch_zeros(&*disk, GRAIN, progress).await.map_err(failed)?;
@@ -89,7 +92,8 @@ pub fn run(args: &CompactArgs, global: &Global) -> Result<ExitCode> {
         close(&*disk).await?;
         drop(disk);
         let files = OutputFiles::new(&image.path, Cache::Direct).map_err(failed)?;
-        let source = open(&image.path, &open_options(&image.open, image.format, true)?).await.map_err(failed)?;
+        let source =
+            open(&image.path, &open_options(&image.open, image.format, true)?).await.map_err(failed)?;
         let copy = CopyOptions {
             compress: args.compress.is_some(),
             layers: d.backing.as_ref().map(|_| 1),

@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use plinth_image::format::open;
 use plinth_image::job::{self, CompareOptions, Difference};
 use serde_json::json;
 
+use super::address::open_source;
 use super::common::{failed, open_options, result, with_progress};
 use crate::cli::Global;
 use crate::cli::disk_tool::CompareArgs;
@@ -13,13 +13,14 @@ use crate::failure::{Code, Failure, Result};
 
 pub fn run(args: &CompareArgs, global: &Global) -> Result<ExitCode> {
     let compared = with_progress("comparing", async |progress| {
-        let a = open(&args.first, &open_options(&args.open, args.first_format, true)?).await.map_err(failed)?;
-        let b = open(&args.second, &open_options(&args.open, args.second_format, true)?).await.map_err(failed)?;
+        let a = open_source(&args.first, &open_options(&args.open, args.first_format, true)?).await?;
+        let b = open_source(&args.second, &open_options(&args.open, args.second_format, true)?).await?;
         let options = CompareOptions { strict: args.strict };
         job::compare(&*a.image, &*b.image, options, progress).await.map_err(failed)
     });
     // Exit code 1 says that the disks differ.
-    let report = compared.map_err(|f| if f.code == Code::Failed { Failure { code: Code::Usage, ..f } } else { f })?;
+    let report =
+        compared.map_err(|f| if f.code == Code::Failed { Failure { code: Code::Usage, ..f } } else { f })?;
     let (what, at) = match report.difference {
         None => (None, None),
         Some(Difference::Content(at)) => (Some("contents"), Some(at)),

@@ -5,10 +5,11 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Instant;
 
-use plinth_image::format::{Format, Options, open};
+use plinth_image::format::{Format, Options};
 use plinth_image::graph::NodeRef;
 use plinth_image::job::{self, ConvertRequest, CopyOptions, CopyReport};
 
+use super::address::open_source;
 use super::common::{
     backing_link, close, failed, new_format, new_options, open_options, output, result, secret, with_progress,
 };
@@ -66,7 +67,7 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<ExitCode> {
     let done = with_progress("converting", async |progress| {
         let mut nodes: Vec<NodeRef> = Vec::new();
         for path in sources {
-            let opened = open(path, &open_options(&args.open, args.from, true)?).await.map_err(failed)?;
+            let opened = open_source(path, &open_options(&args.open, args.from, true)?).await?;
             nodes.push(match &args.snapshot {
                 None => opened.image,
                 Some(name) => {
@@ -116,7 +117,7 @@ pub fn dd(args: &DdArgs, global: &Global) -> Result<ExitCode> {
     let Some(options) = new_options(&args.new.options, format)? else { return Ok(ExitCode::SUCCESS) };
     let start = Instant::now();
     let done = with_progress("copying", async |progress| {
-        let opened = open(&args.source, &open_options(&args.open, args.from, true)?).await.map_err(failed)?;
+        let opened = open_source(&args.source, &open_options(&args.open, args.from, true)?).await?;
         let source: Rc<_> = opened.image;
         let from = args.skip.map_or(0, |s| s.0);
         if from > source.size() {
@@ -129,8 +130,9 @@ pub fn dd(args: &DdArgs, global: &Global) -> Result<ExitCode> {
         progress.total.set(to - from);
         let files = output(&args.target, &args.new)?;
         let secret = secret(args.open.secret_file.as_deref())?;
-        let image =
-            job::create(&files, format, to - from, &options, None, secret.as_deref()).await.map_err(failed)?;
+        let image = job::create(&files, format, to - from, &options, None, secret.as_deref())
+            .await
+            .map_err(failed)?;
         let copy = CopyOptions { target_is_zero: true, ..CopyOptions::default() };
         let done = job::copy(&*source, from..to, &*image, 0, &copy, progress).await.map_err(failed)?;
         close(&*image).await?;

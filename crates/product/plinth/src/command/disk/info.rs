@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use plinth_image::format::{Format, OpenOptions, open};
+use plinth_image::format::{Format, OpenOptions};
 use serde_json::{Value, json};
 
-use super::common::{backing_of, failed, interruptible, open_options, result};
+use super::address::open_source;
+use super::common::{backing_of, interruptible, open_options, result};
 use crate::cli::disk_tool::InfoArgs;
 use crate::cli::{Global, size};
 use crate::failure::Result;
@@ -50,7 +51,7 @@ fn allocated(path: &Path) -> u64 {
 }
 
 async fn facts(path: &Path, options: &OpenOptions, args: &InfoArgs) -> Result<Facts> {
-    let opened = open(path, options).await.map_err(failed)?;
+    let opened = open_source(path, options).await?;
     let image = &opened.image;
     let d = image.describe();
     let how = if opened.probed { "found by its contents" } else { "as given" };

@@ -3,10 +3,11 @@
 use std::io::{BufWriter, Write};
 use std::process::ExitCode;
 
-use plinth_image::format::{Options, open};
+use plinth_image::format::Options;
 use plinth_image::job::{self, Contents, MapEntry};
 use serde_json::json;
 
+use super::address::open_source;
 use super::common::{failed, interruptible, open_image, open_options, result, usage};
 use crate::cli::disk_tool::{MapArgs, MeasureArgs};
 use crate::cli::{Global, OutputFormat, size};
@@ -52,7 +53,9 @@ pub fn map(args: &MapArgs, global: &Global) -> Result<ExitCode> {
             first = false;
             out.write_all(line.as_bytes()).map_err(wrote)
         };
-        job::map::<MapFailure>(&*opened.image, start, end, &mut |e| each(e).map_err(MapFailure)).await.map_err(|f| f.0)?;
+        job::map::<MapFailure>(&*opened.image, start, end, &mut |e| each(e).map_err(MapFailure))
+            .await
+            .map_err(|f| f.0)?;
         if json {
             out.write_all(b"\n]\n").map_err(wrote)?;
         }
@@ -78,7 +81,7 @@ pub fn measure(args: &MeasureArgs, global: &Global) -> Result<ExitCode> {
     let measured = interruptible(async {
         match (&args.path, args.size) {
             (Some(path), _) => {
-                let opened = open(path, &open_options(&args.open, args.from, true)?).await.map_err(failed)?;
+                let opened = open_source(path, &open_options(&args.open, args.from, true)?).await?;
                 job::measure(args.to, &options, Contents::Disk(&*opened.image)).await.map_err(failed)
             }
             (None, size) => {

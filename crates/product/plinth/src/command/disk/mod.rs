@@ -1,5 +1,6 @@
 //! `plinth disk`: a tool for disk images.
 
+mod address;
 mod bench;
 mod bitmap;
 mod chain;
@@ -12,6 +13,7 @@ mod convert;
 mod create;
 mod info;
 mod map;
+mod serve;
 mod snapshot;
 
 use std::process::ExitCode;
@@ -42,5 +44,6 @@ pub fn run(command: &DiskCommand, global: &Global) -> Result<ExitCode> {
         DiskCommand::Amend(args) => change::amend(args, global),
         DiskCommand::Bitmap(command) => bitmap::run(command, global),
         DiskCommand::Compact(args) => compact::run(args, global),
+        DiskCommand::Serve(args) => serve::run(args, global),
     }
 }

@@ -20,7 +20,8 @@ pub fn run(args: Vec<String>) -> Result {
         None => Ok(default),
         Some(text) => text.parse().ok().filter(|n| *n <= i32::MAX as u64).ok_or_else(|| Exit::failed(why)),
     };
-    let size = |name: &str, default: u64, what: &str| parsed.value(name).map_or(Ok(default), |v| number(what, v));
+    let size =
+        |name: &str, default: u64, what: &str| parsed.value(name).map_or(Ok(default), |v| number(what, v));
     let count = whole("c", 75_000, "Invalid request count specified")?;
     let depth = whole("d", 64, "Invalid queue depth specified")?;
     let pattern = whole("pattern", 0, "Invalid pattern byte specified")?;

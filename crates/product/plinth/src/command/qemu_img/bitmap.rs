@@ -18,9 +18,13 @@ pub fn run(args: Vec<String>) -> Result {
     let parsed = parse(args, "hb:f:F:g:", &long)?;
     let granularity = parsed.value("g").map(|g| number("granularity", g)).transpose()?;
     let actions: Vec<_> = parsed.options.iter().filter(|o| long.iter().any(|l| l.2 == o.0)).collect();
-    let [file, name] = &parsed.rest[..] else { return Err(Exit::failed("Expecting filename and bitmap name")) };
+    let [file, name] = &parsed.rest[..] else {
+        return Err(Exit::failed("Expecting filename and bitmap name"));
+    };
     if actions.is_empty() {
-        return Err(Exit::failed("Need at least one of --add, --remove, --clear, --enable, --disable, or --merge"));
+        return Err(Exit::failed(
+            "Need at least one of --add, --remove, --clear, --enable, --disable, or --merge",
+        ));
     }
     if granularity.is_some() && !parsed.has("add") {
         return Err(Exit::failed("granularity only supported with --add"));
@@ -42,7 +46,8 @@ pub fn run(args: Vec<String>) -> Result {
             None => None,
         };
         for (action, value) in &actions {
-            let failed = |why: String| Exit::failed(format!("Operation {action} on bitmap {name} failed: {why}"));
+            let failed =
+                |why: String| Exit::failed(format!("Operation {action} on bitmap {name} failed: {why}"));
             let explain = |e: plinth_image::Error| failed(reason(&e));
             let Some(bitmaps) = target.bitmaps() else {
                 return Err(failed("Cannot store dirty bitmaps in this file".into()));
@@ -64,6 +69,9 @@ pub fn run(args: Vec<String>) -> Result {
             }
             .map_err(explain)?;
         }
-        target.close().await.map_err(|e| Exit::failed(format!("Error while closing the image: {}", reason(&e))))
+        target
+            .close()
+            .await
+            .map_err(|e| Exit::failed(format!("Error while closing the image: {}", reason(&e))))
     })
 }

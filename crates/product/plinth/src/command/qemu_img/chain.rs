@@ -42,9 +42,9 @@ pub fn commit(args: Vec<String>) -> Result {
                 };
                 let real = backing_path(&file, &below.name, &trust(&top_how)).map_err(failed)?;
                 let shown = real.to_str().unwrap_or_default().to_owned();
-                let wanted = parsed.value("b").is_none_or(|b| {
-                    b == below.name || std::fs::canonicalize(b).is_ok_and(|b| b == real)
-                });
+                let wanted = parsed
+                    .value("b")
+                    .is_none_or(|b| b == below.name || std::fs::canonicalize(b).is_ok_and(|b| b == real));
                 chain.push(top);
                 let below_format = below.format.map(qemu_name);
                 if wanted {
@@ -89,17 +89,26 @@ pub fn rebase(args: Vec<String>) -> Result {
             let shown = new_path.to_str().unwrap_or(base);
             if unsafe_mode {
                 let identity = None;
-                new_link =
-                    Some(plinth_image::format::BackingLink { name: base.to_owned(), format: base_format, identity });
+                new_link = Some(plinth_image::format::BackingLink {
+                    name: base.to_owned(),
+                    format: base_format,
+                    identity,
+                });
             } else {
-                let how = How { read_only: true, allowed: vec![new_path.clone()], share: parsed.has("U"), ..top_how.clone() };
-                let opened = image(shown, base_format.map(qemu_name), false, &how).await.map_err(|e| match e {
-                    Exit::Failed(why, c) => {
-                        let rest = why.split_once("': ").map_or(why.as_str(), |(_, r)| r);
-                        Exit::Failed(format!("Could not open new backing file '{base}': {rest}"), c)
-                    }
-                    other => other,
-                })?;
+                let how = How {
+                    read_only: true,
+                    allowed: vec![new_path.clone()],
+                    share: parsed.has("U"),
+                    ..top_how.clone()
+                };
+                let opened =
+                    image(shown, base_format.map(qemu_name), false, &how).await.map_err(|e| match e {
+                        Exit::Failed(why, c) => {
+                            let rest = why.split_once("': ").map_or(why.as_str(), |(_, r)| r);
+                            Exit::Failed(format!("Could not open new backing file '{base}': {rest}"), c)
+                        }
+                        other => other,
+                    })?;
                 let (mut new, _) = link(file, base, Some(opened.format()), &how).await?;
                 new.format = base_format;
                 new_link = Some(new);
@@ -112,7 +121,9 @@ pub fn rebase(args: Vec<String>) -> Result {
         }
         with_progress(parsed.has("p") && !parsed.has("q"), async |progress| {
             if !unsafe_mode {
-                job::rebase_safe(&*top, below.as_deref().map(|b| b as &dyn Node), progress).await.map_err(failed)?;
+                job::rebase_safe(&*top, below.as_deref().map(|b| b as &dyn Node), progress)
+                    .await
+                    .map_err(failed)?;
             }
             top.set_backing(new_link.as_ref()).await.map_err(|e| {
                 let why = match e.kind {

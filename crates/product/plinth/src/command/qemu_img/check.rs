@@ -72,15 +72,21 @@ fn value(r: &CheckReport, name: &str, format: &str, fixed: (u64, u64)) -> Value 
 
 /// `qemu-img check`.
 pub fn run(args: Vec<String>) -> Result {
-    let long =
-        [("format", true, "f"), ("repair", true, "r"), ("output", true, "output"), ("force-share", false, "U")];
+    let long = [
+        ("format", true, "f"),
+        ("repair", true, "r"),
+        ("output", true, "output"),
+        ("force-share", false, "U"),
+    ];
     let parsed = parse(args, "hf:r:T:qU", &long)?;
     let repair = match parsed.value("r") {
         None => Repair::No,
         Some("leaks") => Repair::Leaks,
         Some("all") => Repair::All,
         Some(other) => {
-            return Err(Exit::usage(format!("Unknown option value for -r (expecting 'leaks' or 'all'): {other}")));
+            return Err(Exit::usage(format!(
+                "Unknown option value for -r (expecting 'leaks' or 'all'): {other}"
+            )));
         }
     };
     let name = parsed.one("Expecting one image file name")?;

@@ -97,7 +97,10 @@ fn copy_options(parsed: &Parsed) -> Result<CopyOptions> {
 
 fn check_combinations(parsed: &Parsed) -> Result {
     let wrong = [
-        (parsed.has("skip-broken-bitmaps") && !parsed.has("bitmaps"), "Use of --skip-broken-bitmaps requires --bitmaps"),
+        (
+            parsed.has("skip-broken-bitmaps") && !parsed.has("bitmaps"),
+            "Use of --skip-broken-bitmaps requires --bitmaps",
+        ),
         (parsed.has("c") && parsed.has("C"), "Cannot enable copy offloading when -c is used"),
         (parsed.has("S") && parsed.has("C"), "Cannot enable copy offloading when -S is used"),
         (parsed.has("C") && parsed.has("salvage"), "Cannot use copy offloading in salvaging mode"),
@@ -135,8 +138,8 @@ pub fn convert(args: Vec<String>) -> Result {
         return Err(Exit::failed("Must specify image file name"));
     };
     let source_cache = parsed.value("T").unwrap_or("writeback");
-    let source_cache =
-        cache(source_cache).ok_or_else(|| Exit::failed(format!("Invalid source cache option: {source_cache}")))?;
+    let source_cache = cache(source_cache)
+        .ok_or_else(|| Exit::failed(format!("Invalid source cache option: {source_cache}")))?;
     let from = How { cache: source_cache, ..how(&parsed, true)? };
     block_on(async {
         let mut nodes: Vec<NodeRef> = Vec::new();
@@ -154,7 +157,11 @@ pub fn convert(args: Vec<String>) -> Result {
                 nodes = vec![at_snapshot(image, name).await?];
             }
         }
-        let new = if parsed.has("n") { NewOptions::default() } else { sort(known_format(out_format)?, all_options)? };
+        let new = if parsed.has("n") {
+            NewOptions::default()
+        } else {
+            sort(known_format(out_format)?, all_options)?
+        };
         let broken = check_bitmaps(&parsed, first.as_deref(), nodes.len())?;
         let job = Job { parsed: &parsed, copy, from: &from, target, out_format, bitmaps_of: first, broken };
         if parsed.has("n") { job.into_there(nodes).await } else { job.into_new(nodes, new, sources).await }
@@ -239,7 +246,9 @@ impl Job<'_> {
         let failed = |e: plinth_image::Error| Exit::failed(format!("error while converting: {}", reason(&e)));
         let report = with_progress(self.shown(), async |progress| {
             progress.total.set(source.size());
-            let report = job::copy(&*source, 0..source.size(), &*target, 0, &options, progress).await.map_err(failed)?;
+            let report = job::copy(&*source, 0..source.size(), &*target, 0, &options, progress)
+                .await
+                .map_err(failed)?;
             Ok(report)
         })
         .await?;
@@ -295,7 +304,8 @@ impl Job<'_> {
         let layers = backing.as_ref().map(|_| 1);
         let copy = CopyOptions { layers, ..self.copy.clone() };
         let options: &Options = &new.own;
-        let request = ConvertRequest { sources: nodes, format: out, options, backing, secret: secret.as_deref(), copy };
+        let request =
+            ConvertRequest { sources: nodes, format: out, options, backing, secret: secret.as_deref(), copy };
         let report = with_progress(self.shown(), async |progress| {
             job::convert(request, &files, progress).await.map_err(|e| failed(create_reason(&e, target)))
         })
@@ -329,8 +339,9 @@ impl Job<'_> {
                 warn(&format!("warning: Skipping inconsistent bitmap '{}'", bitmap.name));
                 continue;
             }
-            let failed =
-                |e: plinth_image::Error| Exit::failed(format!("Failed to create bitmap {}: {}", bitmap.name, reason(&e)));
+            let failed = |e: plinth_image::Error| {
+                Exit::failed(format!("Failed to create bitmap {}: {}", bitmap.name, reason(&e)))
+            };
             let ranges = from.ranges(&bitmap.name).await.map_err(failed)?;
             to.add(&bitmap.name, Some(bitmap.granularity), bitmap.enabled).await.map_err(failed)?;
             to.set(&bitmap.name, &ranges).await.map_err(failed)?;
@@ -375,10 +386,15 @@ pub fn dd(args: Vec<String>) -> Result {
         }
         let start = start.unwrap_or(end);
         let failed = |e: plinth_image::Error| {
-            Exit::failed(format!("{target}: error while creating output image: {}", create_reason(&e, target)))
+            Exit::failed(format!(
+                "{target}: error while creating output image: {}",
+                create_reason(&e, target)
+            ))
         };
         let files = output(target, Cache::Direct)?;
-        let made = job::create(&files, format, end - start, &Options::default(), None, None).await.map_err(failed)?;
+        let made = job::create(&files, format, end - start, &Options::default(), None, None)
+            .await
+            .map_err(failed)?;
         let copy = CopyOptions { target_is_zero: true, ..CopyOptions::default() };
         let wrote = |e: plinth_image::Error| {
             Exit::failed(format!("error while writing to output image file: {}", reason(&e)))

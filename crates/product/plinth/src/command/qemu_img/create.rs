@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use plinth_image::format::{BackingLink, Format, OutputFiles};
-use plinth_image::graph::Cache;
+use plinth_image::graph::{Cache, IoBuf};
 use plinth_image::job;
 
 use super::getopt::parse;
@@ -35,7 +35,12 @@ pub fn create_reason(e: &plinth_image::Error, file: &str) -> String {
 }
 
 /// The link to a backing image, and its size. The image is opened to learn what else is recorded of it.
-pub async fn link(file: &str, backing: &str, format: Option<Format>, how: &How) -> Result<(BackingLink, u64)> {
+pub async fn link(
+    file: &str,
+    backing: &str,
+    format: Option<Format>,
+    how: &How,
+) -> Result<(BackingLink, u64)> {
     let path = beside(file, backing);
     let how = How { read_only: true, share: true, allowed: vec![path.clone()], ..how.clone() };
     let named = path.to_str().unwrap_or(backing);
@@ -132,7 +137,14 @@ pub fn run(args: Vec<String>) -> Result {
         let secret = secret(&new.own, &how)?;
         let files = output(file, Cache::Cached)?;
         let explain = |e: plinth_image::Error| failed(create_reason(&e, file));
-        let image = job::create(&files, format, bytes, &new.own, backing, secret.as_deref()).await.map_err(explain)?;
+        let image = job::create(&files, format, bytes, &new.own, backing, secret.as_deref())
+            .await
+            .map_err(explain)?;
+        if format == Format::Raw && new.own.text("preallocation").is_none_or(|p| p == "off") && bytes > 0 {
+            // As QEMU does: who opens it past the page cache finds out about alignment by reading a stored block.
+            let block = IoBuf::zeroed(bytes.min(4096) as usize).freeze();
+            image.write(0, block).await.map_err(explain)?;
+        }
         image.close().await.map_err(explain)?;
         drop(image);
         files.finish().map_err(explain)
@@ -140,10 +152,7 @@ pub fn run(args: Vec<String>) -> Result {
 }
 
 /// The passphrase that an encryption's options name.
-pub fn secret(
-    options: &plinth_image::format::Options,
-    how: &How,
-) -> Result<Option<std::rc::Rc<[u8]>>> {
+pub fn secret(options: &plinth_image::format::Options, how: &How) -> Result<Option<std::rc::Rc<[u8]>>> {
     let Some(id) = options.text("encrypt.key-secret").or(options.text("key-secret")) else { return Ok(None) };
     let found = how.secrets.get(id).cloned();
     found.map(Some).ok_or_else(|| Exit::failed(format!("No secret with id '{id}'")))

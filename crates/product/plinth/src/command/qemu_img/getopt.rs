@@ -42,7 +42,8 @@ impl Parsed {
 }
 
 /// Options that all commands have.
-const COMMON: [Long; 3] = [("help", false, "h"), ("object", true, "object"), ("image-opts", false, "image-opts")];
+const COMMON: [Long; 3] =
+    [("help", false, "h"), ("object", true, "object"), ("image-opts", false, "image-opts")];
 
 /// Reads a command's arguments. `short` has each short option, with a colon behind those that have a value.
 pub fn parse(args: Vec<String>, short: &str, long: &[Long]) -> Result<Parsed> {
@@ -109,13 +110,18 @@ mod tests {
     use super::*;
 
     fn read(args: &[&str]) -> Result<Parsed> {
-        let long = [("output", true, "output"), ("backing-chain", false, "backing-chain"), ("force-share", false, "U")];
+        let long = [
+            ("output", true, "output"),
+            ("backing-chain", false, "backing-chain"),
+            ("force-share", false, "U"),
+        ];
         parse(args.iter().map(|a| (*a).to_owned()).collect(), "f:Uq", &long)
     }
 
     #[test]
     fn options_stand_anywhere() {
-        let parsed = read(&["a", "-qfraw", "--output=json", "b", "--backing", "--force-share", "--", "-x"]).unwrap();
+        let parsed =
+            read(&["a", "-qfraw", "--output=json", "b", "--backing", "--force-share", "--", "-x"]).unwrap();
         assert_eq!(parsed.rest, ["a", "b", "-x"]);
         assert_eq!((parsed.value("f"), parsed.value("output")), (Some("raw"), Some("json")));
         assert!(parsed.has("q") && parsed.has("U") && parsed.has("backing-chain"));

@@ -5,9 +5,10 @@ use serde_json::Value;
 /// Where QEMU's dictionaries keep a key: they are printed in the order of their buckets.
 fn bucket(key: &str) -> u32 {
     const START: u32 = 0x238f_13af;
-    let sum = key.bytes().zip(0u32..).fold(START.wrapping_mul(key.len() as u32), |v, (b, i)| {
-        v.wrapping_add(u32::from(b) << (i * 5 % 24))
-    });
+    let sum = key
+        .bytes()
+        .zip(0u32..)
+        .fold(START.wrapping_mul(key.len() as u32), |v, (b, i)| v.wrapping_add(u32::from(b) << (i * 5 % 24)));
     const BUCKETS: u32 = 512;
     1_103_515_243u32.wrapping_mul(sum).wrapping_add(12345) % BUCKETS
 }
@@ -101,7 +102,13 @@ mod tests {
         });
         let keys: Vec<_> = ordered(value.as_object().unwrap()).into_iter().map(|(k, _)| k.as_str()).collect();
         let expected = [
-            "children", "virtual-size", "filename", "cluster-size", "format", "actual-size", "format-specific",
+            "children",
+            "virtual-size",
+            "filename",
+            "cluster-size",
+            "format",
+            "actual-size",
+            "format-specific",
             "dirty-flag",
         ];
         assert_eq!(keys, expected);

@@ -67,7 +67,11 @@ pub fn map(args: Vec<String>) -> Result {
         let mut out = BufWriter::new(std::io::stdout().lock());
         let wrote = |e: std::io::Error| Exit::failed(format!("cannot write to standard output: {e}"));
         let top = path(name, opts).unwrap_or_default().display().to_string();
-        let head = if json { "[".to_owned() } else { format!("{:<16}{:<16}{:<16}File\n", "Offset", "Length", "Mapped to") };
+        let head = if json {
+            "[".to_owned()
+        } else {
+            format!("{:<16}{:<16}{:<16}File\n", "Offset", "Length", "Mapped to")
+        };
         out.write_all(head.as_bytes()).map_err(wrote)?;
         let mut first = true;
         // Neighbours that people see as one.
@@ -184,10 +188,8 @@ pub fn measure(args: Vec<String>) -> Result {
         }
         return say(&format!("{}\n", pretty(&value)));
     }
-    let mut text = format!(
-        "required size: {}\nfully allocated size: {}\n",
-        measured.required, measured.fully_allocated
-    );
+    let mut text =
+        format!("required size: {}\nfully allocated size: {}\n", measured.required, measured.fully_allocated);
     if bitmaps {
         text += "bitmaps size: 0\n";
     }

@@ -59,19 +59,47 @@ type Command = fn(Vec<String>) -> Result;
 
 const COMMANDS: [(&str, Command, &str); 15] = [
     ("amend", options::amend, "[-p] [-q] [-f fmt] [-t cache] [--force] -o options filename"),
-    ("bench", bench::run, "[-c count] [-d depth] [-f fmt] [-o offset] [-s buffer_size] [-S step_size] [-w] filename"),
-    ("bitmap", bitmap::run, "(--add | --remove | --clear | --enable | --disable | --merge SOURCE)... filename bitmap"),
+    (
+        "bench",
+        bench::run,
+        "[-c count] [-d depth] [-f fmt] [-o offset] [-s buffer_size] [-S step_size] [-w] filename",
+    ),
+    (
+        "bitmap",
+        bitmap::run,
+        "(--add | --remove | --clear | --enable | --disable | --merge SOURCE)... filename bitmap",
+    ),
     ("check", check::run, "[-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] [-U] filename"),
     ("commit", chain::commit, "[-q] [-f fmt] [-t cache] [-b base] [-r rate_limit] [-d] [-p] filename"),
     ("compare", compare::run, "[-f fmt] [-F fmt] [-T src_cache] [-p] [-q] [-s] [-U] filename1 filename2"),
-    ("convert", convert::convert, "[-c] [-p] [-q] [-n] [-f fmt] [-O output_fmt] [-B backing_file] [-o options] filename... output_filename"),
-    ("create", create::run, "[-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] filename [size]"),
-    ("dd", convert::dd, "[-U] [-f fmt] [-O output_fmt] [bs=block_size] [count=blocks] [skip=blocks] if=input of=output"),
+    (
+        "convert",
+        convert::convert,
+        "[-c] [-p] [-q] [-n] [-f fmt] [-O output_fmt] [-B backing_file] [-o options] filename... output_filename",
+    ),
+    (
+        "create",
+        create::run,
+        "[-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] filename [size]",
+    ),
+    (
+        "dd",
+        convert::dd,
+        "[-U] [-f fmt] [-O output_fmt] [bs=block_size] [count=blocks] [skip=blocks] if=input of=output",
+    ),
     ("info", info::run, "[-f fmt] [--output=ofmt] [--backing-chain] [-U] filename"),
     ("map", map::map, "[-f fmt] [--start-offset=offset] [--max-length=len] [--output=ofmt] [-U] filename"),
-    ("measure", map::measure, "[--output=ofmt] [-O output_fmt] [-o options] [--size N | [-f fmt] [-l snapshot] filename]"),
+    (
+        "measure",
+        map::measure,
+        "[--output=ofmt] [-O output_fmt] [-o options] [--size N | [-f fmt] [-l snapshot] filename]",
+    ),
     ("snapshot", snapshot::run, "[-U] [-q] [-l | -a snapshot | -c snapshot | -d snapshot] filename"),
-    ("rebase", chain::rebase, "[-q] [-f fmt] [-t cache] [-T src_cache] [-p] [-u] [-c] -b backing_file [-F fmt] filename"),
+    (
+        "rebase",
+        chain::rebase,
+        "[-q] [-f fmt] [-t cache] [-T src_cache] [-p] [-u] [-c] -b backing_file [-F fmt] filename",
+    ),
     ("resize", resize::run, "[-q] [-f fmt] [--preallocation=prealloc] [--shrink] filename [+ | -]size"),
 ];
 

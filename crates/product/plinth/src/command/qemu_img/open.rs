@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use plinth_image::ErrorKind;
 use plinth_image::format::{Format, Image, OpenOptions, Trust, open, raw::RawImage};
-use plinth_image::graph::{Cache, NodeRef, SliceNode};
+use plinth_image::graph::{Cache, MemoryNode, NodeRef, SliceNode};
 use serde_json::Value;
 
 use super::getopt::Parsed;
@@ -39,7 +39,10 @@ pub fn secrets(parsed: &Parsed) -> Result<Secrets> {
         let map = keys(text, "qom-type");
         let get = |k: &str| map.get(k).map(String::as_str);
         if get("qom-type") != Some("secret") {
-            return Err(Exit::failed(format!("invalid object type: {}", get("qom-type").unwrap_or_default())));
+            return Err(Exit::failed(format!(
+                "invalid object type: {}",
+                get("qom-type").unwrap_or_default()
+            )));
         }
         let Some(id) = get("id") else { return Err(Exit::failed("Parameter 'id' is missing")) };
         let data: Vec<u8> = match (get("data"), get("file")) {
@@ -111,6 +114,33 @@ fn flatten(prefix: &str, value: &Value, map: &mut BTreeMap<String, String>) {
     }
 }
 
+/// JSON with strings in single quotes too, which QEMU takes, as plain JSON.
+fn double_quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut quote = None;
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match (c, quote) {
+            ('\\', Some(_)) => match chars.next() {
+                Some('\'') => out.push('\''),
+                Some(next) => out.extend(['\\', next]),
+                None => out.push(c),
+            },
+            ('"' | '\'', None) => {
+                quote = Some(c);
+                out.push('"');
+            }
+            (c, Some(q)) if c == q => {
+                quote = None;
+                out.push('"');
+            }
+            ('"', Some(_)) => out.push_str("\\\""),
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
 /// What a name of the user means.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Named {
@@ -123,6 +153,8 @@ struct Named {
     /// First byte and length of the part that is the disk, of a raw image.
     slice: Option<(u64, Option<u64>)>,
     no_backing: bool,
+    /// No file at all, but so many zeros.
+    null: Option<u64>,
 }
 
 fn protocol(name: &str) -> Option<&str> {
@@ -140,7 +172,7 @@ fn understand(name: &str, image_opts: bool) -> std::result::Result<Named, String
             map.insert("file.filename".into(), file);
         }
     } else if let Some(text) = name.strip_prefix("json:") {
-        let value: Value = serde_json::from_str(text)
+        let value: Value = serde_json::from_str(&double_quoted(text))
             .map_err(|e| format!("Could not parse the JSON options: {e}"))?;
         if !value.is_object() {
             return Err("Invalid JSON object given".to_owned());
@@ -154,6 +186,14 @@ fn understand(name: &str, image_opts: bool) -> std::result::Result<Named, String
         return Ok(Named { path: path.into(), ..Named::default() });
     }
     let mut named = Named::default();
+    if let Some("null-co" | "null-aio") = map.get("driver").or(map.get("file.driver")).map(String::as_str) {
+        /// What QEMU takes if nothing is said.
+        const SIZE: u64 = 1 << 30;
+        let size = map.get("size").or(map.get("file.size"));
+        named.null =
+            Some(size.map_or(Some(SIZE), |s| names::size(s)?.ok()).ok_or("Parameter 'size' expects a size")?);
+        return Ok(named);
+    }
     let on = |v: &str| match v {
         "on" | "yes" | "true" | "y" => Ok(true),
         "off" | "no" | "false" | "n" => Ok(false),
@@ -225,6 +265,11 @@ pub fn trust(how: &How) -> Trust {
 pub async fn image(name: &str, format: Option<&str>, image_opts: bool, how: &How) -> Result<Rc<dyn Image>> {
     let refused = |why: &str| Exit::failed(format!("Could not open '{name}': {why}"));
     let named = understand(name, image_opts).map_err(|e| refused(&e))?;
+    if let Some(size) = named.null {
+        let zeros = MemoryNode::new(name);
+        zeros.set_size(size);
+        return Ok(Rc::new(RawImage::new(Rc::new(zeros), how.read_only)));
+    }
     let format = match format {
         Some(f) => Some(names::format(f).ok_or_else(|| refused(&format!("Unknown driver '{f}'")))?),
         None => named.format,
@@ -263,7 +308,8 @@ pub async fn image(name: &str, format: Option<&str>, image_opts: bool, how: &How
     };
     let Some((offset, size)) = named.slice else { return Ok(image) };
     let whole = image.size();
-    let rest = whole.checked_sub(offset).ok_or_else(|| refused("The offset is beyond the end of the file"))?;
+    let rest =
+        whole.checked_sub(offset).ok_or_else(|| refused("The offset is beyond the end of the file"))?;
     let size = size.unwrap_or(rest);
     if size > rest {
         return Err(refused("The sum of offset and size is beyond the end of the file"));
@@ -305,9 +351,19 @@ mod tests {
         assert_eq!(path(json, false), Ok(("x,y".into(), Some(Format::Qcow2))));
         assert_eq!(path("driver=raw,file.filename=x,,y", true), Ok(("x,y".into(), Some(Format::Raw))));
         assert_eq!(path("x.raw", true), Ok(("x.raw".into(), None)));
+        assert_eq!(
+            path("json:{'driver':'raw','file':{'filename':'a\"b'}}", false),
+            Ok(("a\"b".into(), Some(Format::Raw)))
+        );
+        assert_eq!(
+            understand("json:{'driver': 'null-co', 'size': 1048576}", false).unwrap().null,
+            Some(1 << 20)
+        );
         let slice = understand("driver=raw,offset=1k,size=2k,file.filename=x", true).unwrap();
         assert_eq!(slice.slice, Some((1024, Some(2048))));
-        for (bad, opts) in [("nbd:x", false), ("json:{", false), ("driver=vax,file.filename=x", true), ("driver=raw", true)] {
+        for (bad, opts) in
+            [("nbd:x", false), ("json:{", false), ("driver=vax,file.filename=x", true), ("driver=raw", true)]
+        {
             assert!(understand(bad, opts).is_err(), "{bad}");
         }
     }

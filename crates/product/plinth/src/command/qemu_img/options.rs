@@ -94,9 +94,10 @@ pub fn collect(parsed: &Parsed) -> Result<Option<Options>> {
 
 /// True if the user asks which options there are.
 pub fn help_wanted(parsed: &Parsed) -> bool {
-    parsed.values("o").iter().any(|text| {
-        text.replace(",,", "\0").split(',').any(|part| matches!(part, "help" | "?"))
-    })
+    parsed
+        .values("o")
+        .iter()
+        .any(|text| text.replace(",,", "\0").split(',').any(|part| matches!(part, "help" | "?")))
 }
 
 /// Prints the options of a format.
@@ -122,7 +123,8 @@ pub fn help(format: Format, with_file: bool) -> Result {
     }
     lines.sort();
     let name = qemu_name(format);
-    let mut text = if with_file { "Supported options:\n".to_owned() } else { format!("Supported {name} options:\n") };
+    let mut text =
+        if with_file { "Supported options:\n".to_owned() } else { format!("Supported {name} options:\n") };
     for (left, help) in lines {
         text.push_str(&format!("  {left:<23} - {help}\n"));
     }
@@ -145,9 +147,9 @@ pub fn sort(format: Format, all: Option<Options>) -> Result<NewOptions> {
     let mut new = NewOptions { own: all.unwrap_or_default(), ..NewOptions::default() };
     if let Some(text) = new.own.remove("size") {
         let bytes = size(&text).and_then(|r| r.ok());
-        new.size = Some(bytes.ok_or_else(|| {
-            Exit::failed("Parameter 'size' expects a non-negative number below 2^64")
-        })?);
+        new.size = Some(
+            bytes.ok_or_else(|| Exit::failed("Parameter 'size' expects a non-negative number below 2^64"))?,
+        );
     }
     if can_have_backing(format) {
         new.backing = new.own.remove("backing_file");
@@ -219,7 +221,8 @@ pub fn formatting(file: &str, format: Format, new: &NewOptions, bytes: Option<u6
 pub fn amend(args: Vec<String>) -> Result {
     let parsed = parse(args, "ho:qf:t:p", &[("force", false, "force")])?;
     if help_wanted(&parsed) {
-        let name = parsed.value("f").ok_or_else(|| Exit::failed("Option help requires a format be specified"))?;
+        let name =
+            parsed.value("f").ok_or_else(|| Exit::failed("Option help requires a format be specified"))?;
         return help(known_format(name)?, true);
     }
     let Some(options) = collect(&parsed)? else { return Err(Exit::usage("Must specify options (-o)")) };

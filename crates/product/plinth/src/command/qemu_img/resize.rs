@@ -29,7 +29,9 @@ pub fn run(mut args: Vec<String>) -> Result {
         _ => (0, size.as_str()),
     };
     let Some(Ok(number)) = names::size(text) else {
-        return Err(Exit::failed("Parameter 'size' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."));
+        return Err(Exit::failed(
+            "Parameter 'size' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.",
+        ));
     };
     let how = how(&parsed, false)?;
     block_on(async {

@@ -50,7 +50,8 @@ pub fn line_of(s: &Value) -> String {
 /// `qemu-img snapshot`.
 pub fn run(args: Vec<String>) -> Result {
     let parsed = parse(args, "la:c:d:hqU", &[("force-share", false, "U")])?;
-    let actions: Vec<_> = parsed.options.iter().filter(|o| matches!(o.0.as_str(), "l" | "a" | "c" | "d")).collect();
+    let actions: Vec<_> =
+        parsed.options.iter().filter(|o| matches!(o.0.as_str(), "l" | "a" | "c" | "d")).collect();
     if actions.len() > 1 {
         return Err(Exit::usage("Cannot mix '-l', '-a', '-c', '-d'"));
     }
