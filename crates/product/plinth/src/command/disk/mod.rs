@@ -18,6 +18,7 @@ mod snapshot;
 
 use std::process::ExitCode;
 
+pub use address::open_source;
 pub use common::until_signal;
 pub use snapshot::{date, new as new_snapshot};
 

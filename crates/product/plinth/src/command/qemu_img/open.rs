@@ -6,11 +6,13 @@ use std::rc::Rc;
 
 use plinth_image::ErrorKind;
 use plinth_image::format::{Format, Image, OpenOptions, Trust, open, raw::RawImage};
-use plinth_image::graph::{Cache, MemoryNode, NodeRef, SliceNode};
+use plinth_image::graph::{Cache, HttpNode, MemoryNode, NodeRef, SliceNode};
+use plinth_nbd::uri::Uri;
 use serde_json::Value;
 
 use super::getopt::Parsed;
 use super::{Exit, Result, names, reason};
+use crate::command::disk::open_source;
 
 /// How to open an image.
 #[derive(Clone, Default)]
@@ -155,6 +157,8 @@ struct Named {
     no_backing: bool,
     /// No file at all, but so many zeros.
     null: Option<u64>,
+    /// The path is an address.
+    remote: bool,
 }
 
 fn protocol(name: &str) -> Option<&str> {
@@ -180,6 +184,9 @@ fn understand(name: &str, image_opts: bool) -> std::result::Result<Named, String
         flatten("", &value, &mut map);
     } else {
         let path = name.strip_prefix("file:").unwrap_or(name);
+        if Uri::looks_like(name) || HttpNode::is_address(name) {
+            return Ok(Named { path: name.into(), remote: true, ..Named::default() });
+        }
         if let Some(protocol) = protocol(name).filter(|p| *p != "file") {
             return Err(format!("Unknown protocol '{protocol}'"));
         }
@@ -296,6 +303,9 @@ pub async fn image(name: &str, format: Option<&str>, image_opts: bool, how: &How
         no_backing: how.no_backing || named.no_backing,
     };
     let path = &named.path;
+    if named.remote {
+        return open_source(path, &options).await.map(|o| o.image).map_err(|e| refused(&e.message));
+    }
     let failed = |e: plinth_image::Error| refused(&open_reason(&e, path, options.read_only));
     let image = match open(path, &options).await {
         Ok(opened) => opened.image,
