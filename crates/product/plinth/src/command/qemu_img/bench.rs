@@ -35,7 +35,7 @@ pub fn run(args: Vec<String>) -> Result {
     let pattern = u8::try_from(pattern).map_err(|_| Exit::failed("Invalid pattern byte specified"))?;
     let write = parsed.has("w");
     let name = parsed.one("Expecting one image file name")?;
-    let mode = parsed.value("t").unwrap_or(if parsed.has("n") { "none" } else { "writeback" });
+    let mode = parsed.value("t").unwrap_or("writeback");
     let cache = cache(mode).ok_or_else(|| Exit::failed("Invalid cache mode"))?;
     if flush > 0 && !write {
         return Err(Exit::failed("--flush-interval is only available in write tests"));

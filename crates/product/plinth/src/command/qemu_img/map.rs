@@ -154,7 +154,7 @@ pub fn measure(args: Vec<String>) -> Result {
         }
         let out = known_format(parsed.value("O").unwrap_or("raw"))?;
         let name = qemu_name(out);
-        if out.driver().is_none_or(|d| d.create.is_none()) {
+        if out != Format::Qcow2 && out.driver().is_none_or(|d| d.create.is_none()) {
             return Err(Exit::failed(format!("Format driver '{name}' does not support image creation")));
         }
         let mut new = sort(out, options).map_err(|e| match e {

@@ -159,6 +159,9 @@ pub fn sort(format: Format, all: Option<Options>) -> Result<NewOptions> {
     new.own.remove("nocow");
     new.own.remove("extent_size_hint");
     let specs = format.driver().map_or(&[][..], |d| d.options);
+    if format.driver().is_none() {
+        return Ok(new);
+    }
     for (name, value) in new.own.iter() {
         let Some(spec) = specs.iter().find(|s| s.name == name) else {
             return Err(Exit::failed(format!("Invalid parameter '{name}'")));
