@@ -172,7 +172,14 @@ const JOBS: &[Job] = &[
         None,
         2.0,
     ),
-    job("measure", "measure raw for qcow2", "disk measure --to qcow2 {raw}", "measure -O qcow2 {raw}", None, 2.0),
+    job(
+        "measure",
+        "measure raw for qcow2",
+        "disk measure --to qcow2 {raw}",
+        "measure -O qcow2 {raw}",
+        None,
+        2.0,
+    ),
     job("info", "info of qcow2", "disk info {qcow2}", "info -f qcow2 {qcow2}", None, 2.0),
     job(
         "reads",
@@ -372,7 +379,8 @@ fn warm(path: &Path, cold: bool) -> Result<(), String> {
     if cold {
         file.sync_all().map_err(failed)?;
         let all = std::num::NonZeroU64::new(file.metadata().map_err(failed)?.len());
-        return rustix::fs::fadvise(&file, 0, all, rustix::fs::Advice::DontNeed).map_err(|e| failed(e.into()));
+        return rustix::fs::fadvise(&file, 0, all, rustix::fs::Advice::DontNeed)
+            .map_err(|e| failed(e.into()));
     }
     std::io::copy(&mut file, &mut std::io::sink()).map(drop).map_err(failed)
 }
@@ -384,9 +392,8 @@ fn digits(value: f64) -> String {
 }
 
 fn line(job: &Job, cold: bool, samples: &[Vec<Sample>]) -> String {
-    let pick = |n: usize, f: &dyn Fn(&Sample) -> f64| {
-        samples.get(n).and_then(|s| median(s.iter().map(f).collect()))
-    };
+    let pick =
+        |n: usize, f: &dyn Fn(&Sample) -> f64| samples.get(n).and_then(|s| median(s.iter().map(f).collect()));
     // Ratios are taken within rounds: a host whose speed changes does less harm.
     let ratio = |n: usize, f: &dyn Fn(&Sample) -> f64| {
         let pairs = samples.get(n)?.iter().zip(&samples[0]);
@@ -429,7 +436,8 @@ fn write(root: &Path, options: &Options, new: &BTreeMap<usize, String>) -> Resul
     let path = root.join("docs/performance-disk.md");
     let page = fs::read_to_string(&path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
     let parts = page.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?)));
-    let (before, (old, after)) = parts.ok_or_else(|| format!("{} lacks {BEGIN} and {END}", path.display()))?;
+    let (before, (old, after)) =
+        parts.ok_or_else(|| format!("{} lacks {BEGIN} and {END}", path.display()))?;
     let mut lines: BTreeMap<(usize, bool), String> = BTreeMap::new();
     for line in old.lines() {
         let place = JOBS.iter().position(|j| line.starts_with(&format!("| {} |", j.title)));

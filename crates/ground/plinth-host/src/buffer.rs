@@ -68,7 +68,8 @@ impl Drop for Owner {
         // Sizes that nobody asks for any more must not keep those in use from being kept.
         let mut gone = Vec::new();
         while free.bytes + memory.capacity > KEPT {
-            let other = free.by_capacity.iter_mut().find(|(c, all)| **c != memory.capacity && !all.is_empty());
+            let other =
+                free.by_capacity.iter_mut().find(|(c, all)| **c != memory.capacity && !all.is_empty());
             let Some(old) = other.and_then(|(_, all)| all.pop()) else { break };
             free.bytes -= old.capacity;
             gone.push(old);

@@ -71,7 +71,10 @@ fn a_disk_is_created_shown_and_resized() {
     let dir = dir.path();
     assert_eq!(does(dir, &["disk", "create", "n.raw", "20G"]), "n.raw: raw, 20 GiB\n");
     let info = json(dir, &["info", "n.raw"]);
-    assert_eq!((&info["size"], &info["format"], &info["probed"]), (&(20u64 << 30).into(), &"raw".into(), &true.into()));
+    assert_eq!(
+        (&info["size"], &info["format"], &info["probed"]),
+        (&(20u64 << 30).into(), &"raw".into(), &true.into())
+    );
     assert!(does(dir, &["disk", "info", "n.raw"]).contains("found by its contents"));
     assert!(does(dir, &["disk", "info", "n.raw", "--format", "raw"]).contains("as given"));
     fails(dir, &["disk", "resize", "n.raw", "1G"], 2, &["smaller", "--shrink"]);
@@ -99,7 +102,9 @@ fn a_disk_is_converted_and_compared() {
     assert!(fs::read(dir.join("e.raw")).unwrap() == [&bytes[..], &bytes[..]].concat());
     let out = plinth(dir, &["disk", "compare", "d.raw", "e.raw"]);
     assert_eq!(out.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&out.stdout).contains(&format!("first at byte {}", bytes.len() + 70_000)));
+    assert!(
+        String::from_utf8_lossy(&out.stdout).contains(&format!("first at byte {}", bytes.len() + 70_000))
+    );
     does(dir, &["disk", "dd", "d.raw", "part.raw", "--skip", "64K", "--length", "1000K"]);
     assert!(fs::read(dir.join("part.raw")).unwrap() == bytes[65_536..65_536 + 1_024_000]);
     fails(dir, &["disk", "compare", "d.raw", "nothing.raw"], 2, &["nothing.raw", "No such file"]);
@@ -229,8 +234,8 @@ fn a_signal_leaves_what_was_there() {
 fn every_command_has_help_with_examples() {
     let (dir, _) = folder();
     for command in [
-        "create", "info", "convert", "check", "resize", "snapshot", "rebase", "commit", "compare", "map", "measure",
-        "dd", "bench", "amend", "bitmap", "compact",
+        "create", "info", "convert", "check", "resize", "snapshot", "rebase", "commit", "compare", "map",
+        "measure", "dd", "bench", "amend", "bitmap", "compact",
     ] {
         let help = does(dir.path(), &["disk", command, "--help"]);
         assert!(help.contains("Examples:") && help.contains(&format!("plinth disk {command}")), "{command}");

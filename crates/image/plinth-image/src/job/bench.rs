@@ -101,7 +101,11 @@ pub async fn bench(node: &dyn Node, options: &BenchOptions) -> Result<BenchRepor
         while left > 0 {
             let group = left.min(options.flush_every);
             let group_places = places.by_ref().take(group as usize);
-            stream::iter(group_places).map(request).buffer_unordered(options.depth).try_collect::<()>().await?;
+            stream::iter(group_places)
+                .map(request)
+                .buffer_unordered(options.depth)
+                .try_collect::<()>()
+                .await?;
             node.flush().await?;
             left -= group;
         }

@@ -80,8 +80,7 @@ pub fn parse(args: Vec<String>, short: &str, long: &[Long]) -> Result<Parsed> {
             parsed.rest.push(arg);
             continue;
         };
-        let mut letters = letters.char_indices();
-        while let Some((at, letter)) = letters.next() {
+        for (at, letter) in letters.char_indices() {
             let place = if letter == ':' { None } else { short.find(letter) };
             let Some(place) = place else { return Err(unknown(&arg)) };
             let takes = short[place + letter.len_utf8()..].starts_with(':');
