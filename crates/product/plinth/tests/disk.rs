@@ -140,7 +140,6 @@ fn maps_and_sizes_are_those_of_the_peer() {
         &["info", "nothing"],
         &["compare", "nothing", "d.raw"],
         &["snapshot", "-l", "d.raw"],
-        &["snapshot", "-c", "x", "d.raw"],
         &["create", "-f", "raw", "p.raw", "1M"],
         &["create", "-f", "raw", "-o", "size=2M", "p.raw"],
         &["create", "-f", "raw", "-b", "d.raw", "p.raw"],

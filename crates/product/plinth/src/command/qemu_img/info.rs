@@ -173,7 +173,8 @@ pub fn run(args: Vec<String>) -> Result {
                 return Err(Exit::failed(format!("Backing file '{name}' creates an infinite loop.")));
             }
             seen.push(real);
-            all.push(value(&*image, if opts { file.to_str().unwrap_or(&name) } else { &name }, &file, &how));
+            let plain = if opts || name.starts_with("json:") { file.to_str() } else { None };
+            all.push(value(&*image, plain.unwrap_or(&name), &file, &how));
             if let Some(link) = image.describe().backing.filter(|_| chain) {
                 let below = backing_path(&file, &link.name, &trust(&how))
                     .map_err(|e| Exit::failed(format!("Could not open '{}': {}", link.name, reason(&e))))?;
