@@ -114,8 +114,9 @@ impl Node for RawImage {
         Box::pin(async move {
             check_range(self, "look at", offset, len)?;
             let mut extent = self.file.status(offset, len).await?;
-            // The last sector is as its stored part.
-            if offset < self.file.size() && offset + extent.len == self.file.size() {
+            // Past the page cache there are only whole blocks: the last sector is as its stored part.
+            let whole = self.info.block > 1;
+            if whole && offset < self.file.size() && offset + extent.len == self.file.size() {
                 extent.len = len.min(self.size.get() - offset);
             }
             // Every byte of a raw disk is there, holes too.
