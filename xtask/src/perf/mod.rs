@@ -2,6 +2,7 @@
 
 mod console;
 mod cpio;
+mod disk;
 mod emulator;
 mod figures;
 mod material;
@@ -22,6 +23,7 @@ const HELP: &str = "\
 Measures Plinth and its peers in alternation and writes the table of docs/performance.md.
 
 Usage: cargo xtask perf [OPTIONS]
+       cargo xtask perf disk [OPTIONS]    the disk tool beside qemu-img; `perf disk --help` says more
 
 Options:
   --only NAME       Take this figure only; repeatable
@@ -114,6 +116,9 @@ fn names() -> String {
 /// One line for each figure that could not be taken, and for each result that differs between Plinth
 /// and its peer.
 pub fn run(root: &Path, args: &[String]) -> Result<String, Vec<String>> {
+    if let Some(("disk", rest)) = args.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        return disk::run(root, rest);
+    }
     if args.iter().any(|a| a == "--help" || a == "-h") {
         return Ok(format!("{HELP}{}", names()));
     }

@@ -39,7 +39,8 @@ impl Memory {
 
     /// A block with old contents, or zeros; whether it is known to be zeros.
     fn take(len: usize) -> (Self, bool) {
-        let capacity = len.max(1).next_multiple_of(ALIGN);
+        // Few sizes, so that what one request leaves fits the next. Memory that nobody touches costs nothing.
+        let capacity = len.max(ALIGN).next_power_of_two();
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(free) = free.as_mut()
             && let Some(memory) = free.by_capacity.get_mut(&capacity).and_then(Vec::pop)
@@ -64,11 +65,23 @@ impl Drop for Owner {
         let Some(memory) = self.0.take() else { return };
         let mut guard = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         let free = guard.get_or_insert_default();
+        // Sizes that nobody asks for any more must not keep those in use from being kept.
+        let mut gone = Vec::new();
+        while free.bytes + memory.capacity > KEPT {
+            let other =
+                free.by_capacity.iter_mut().find(|(c, all)| **c != memory.capacity && !all.is_empty());
+            let Some(old) = other.and_then(|(_, all)| all.pop()) else { break };
+            free.bytes -= old.capacity;
+            gone.push(old);
+        }
         if free.bytes + memory.capacity <= KEPT {
             free.bytes += memory.capacity;
             free.by_capacity.entry(memory.capacity).or_default().push(memory);
         } else {
-            drop(guard);
+            gone.push(memory);
+        }
+        drop(guard);
+        for memory in gone {
             // SAFETY: allocated in `Memory::take` with this layout, and nobody else has it.
             unsafe { dealloc(memory.start.as_ptr(), Memory::layout(memory.capacity)) };
         }
@@ -290,6 +303,13 @@ mod tests {
         let data = data.try_into_buf().unwrap_err();
         drop(data);
         assert_eq!(&*part.try_into_buf().unwrap(), b"cd");
+        // A buffer of another size is given back for one that is in use.
+        let sizes = [KEPT / 2, KEPT / 4, KEPT / 8];
+        for _ in 0..3 {
+            drop(sizes.map(IoBuf::new));
+            drop([IoBuf::new(KEPT / 2), IoBuf::new(KEPT / 2)]);
+        }
+        assert!(FREE.lock().unwrap().as_ref().is_some_and(|f| f.bytes <= KEPT));
         // A buffer that was used before is zeroed where zeros were asked for.
         drop(IoBuf::copy_of(&[7; 5000]));
         assert!(IoBuf::zeroed(5000).iter().all(|&x| x == 0));

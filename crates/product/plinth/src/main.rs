@@ -17,8 +17,10 @@ use cli::{BuildWhat, Cli, Command, ImageCommand};
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let name = args.next().unwrap_or_default();
-    if std::path::Path::new(&name).file_name().is_some_and(|n| n == "qemu-img") {
-        return command::qemu_img::run(args.collect());
+    let called = |n: &std::ffi::OsStr| std::path::Path::new(n).file_name() == Some("qemu-img".as_ref());
+    let mut rest = args.peekable();
+    if called(&name) || rest.peek().is_some_and(|first| first == "qemu-img") {
+        return command::qemu_img::run(rest.skip(usize::from(!called(&name))).collect());
     }
     let cli = Cli::parse();
     let format = cli.global.output;

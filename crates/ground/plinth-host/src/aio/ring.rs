@@ -13,6 +13,8 @@ use crate::event::Event;
 
 /// Operations that are handed to the kernel at once.
 const ENTRIES: u32 = 256;
+/// Bytes of a read that another thread of the kernel is worth.
+const MANY: usize = 128 << 10;
 /// `user_data` of the wait for wakes from other threads, and of cancellations.
 const EVENT: u64 = u64::MAX;
 const CANCEL: u64 = u64::MAX - 1;
@@ -73,7 +75,11 @@ impl Ring {
         let len = |n: usize| n.min(MAX_TRANSFER) as u32;
         let entry = match op {
             Op::Read { offset, buf, .. } => {
-                opcode::Read::new(fd, buf.as_ptr().cast_mut(), len(buf.len())).offset(*offset).build()
+                let entry =
+                    opcode::Read::new(fd, buf.as_ptr().cast_mut(), len(buf.len())).offset(*offset).build();
+                // What is in the page cache is copied at once, by the thread that asks. Where it is much, the
+                // kernel's own threads copy it, on all CPUs.
+                if buf.len() >= MANY { entry.flags(squeue::Flags::ASYNC) } else { entry }
             }
             Op::Write { offset, data, .. } => {
                 opcode::Write::new(fd, data.as_ptr(), len(data.len())).offset(*offset).build()

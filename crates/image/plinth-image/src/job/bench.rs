@@ -89,13 +89,18 @@ pub async fn bench(node: &dyn Node, options: &BenchOptions) -> Result<BenchRepor
     };
     let start = Instant::now();
     let mut places = places.take(usize::try_from(options.count).unwrap_or(usize::MAX));
-    if options.flush_every == 0 {
-        stream::iter(places).map(request).buffer_unordered(options.depth).try_collect::<()>().await?;
+    if options.flush_every == 0 || options.no_drain {
+        let due = |n: u64| options.flush_every > 0 && (n + 1).is_multiple_of(options.flush_every);
+        let requests = places.zip(0u64..).map(async |(place, n)| {
+            request(place).await?;
+            if due(n) { node.flush().await } else { Ok(()) }
+        });
+        stream::iter(requests).buffer_unordered(options.depth).try_collect::<()>().await?;
     } else {
         let mut left = options.count;
         while left > 0 {
             let group = left.min(options.flush_every);
-            let group_places: Vec<_> = places.by_ref().take(group as usize).collect();
+            let group_places = places.by_ref().take(group as usize);
             stream::iter(group_places)
                 .map(request)
                 .buffer_unordered(options.depth)

@@ -37,8 +37,8 @@ pub struct CompareReport {
 }
 
 /// Bytes that are compared at once: they fit a CPU's cache.
-const PIECE: u64 = 256 << 10;
-const IN_FLIGHT: usize = 8;
+const PIECE: u64 = 128 << 10;
+const IN_FLIGHT: usize = 6;
 
 /// A run of both disks.
 #[derive(Clone, Copy)]

@@ -40,7 +40,7 @@ impl Default for CopyOptions {
     fn default() -> Self {
         Self {
             piece: 1 << 20,
-            in_flight: 16,
+            in_flight: 8,
             in_order: false,
             target_is_zero: false,
             zero_run: 32 << 10,
@@ -63,7 +63,7 @@ pub struct CopyReport {
     pub unreadable: Vec<(u64, u64)>,
 }
 
-/// Granularity in which zeros are looked for.
+/// Granularity in which zeros are looked for, at least.
 const GRAIN: u64 = 4096;
 /// Unreadable ranges that are reported.
 const MAX_UNREADABLE: usize = 1000;
@@ -106,7 +106,8 @@ pub async fn copy(
     let align = match (options.compress, options.layers) {
         (true, _) => cluster,
         (_, Some(_)) => SECTOR,
-        _ => GRAIN,
+        // What is written of a cluster at once needs no second look at it.
+        _ => cluster.clamp(GRAIN, 64 << 10),
     };
     let copier = Copier {
         source,
@@ -224,7 +225,7 @@ impl Copier<'_> {
         if self.options.zero_run == 0 {
             return vec![Step::Data(at, data)];
         }
-        let runs = zero_runs(&data, at, self.options.zero_run);
+        let runs = zero_runs(&data, at, self.align.max(GRAIN), self.options.zero_run);
         runs.into_iter()
             .map(|(r, zero)| {
                 let place = at + r.start as u64;
@@ -271,13 +272,13 @@ impl Copier<'_> {
     }
 }
 
-/// Cuts bytes that belong at `at` into runs that are zeros and runs that are not, at multiples of [`GRAIN`]. Zeros
+/// Cuts bytes that belong at `at` into runs that are zeros and runs that are not, at multiples of `grain`. Zeros
 /// shorter than `least` bytes belong to the data around them.
-fn zero_runs(data: &[u8], at: u64, least: u64) -> Vec<(Range<usize>, bool)> {
+fn zero_runs(data: &[u8], at: u64, grain: u64, least: u64) -> Vec<(Range<usize>, bool)> {
     let mut runs: Vec<(Range<usize>, bool)> = Vec::new();
     let mut start = 0;
     while start < data.len() {
-        let len = (GRAIN - (at + start as u64) % GRAIN) as usize;
+        let len = (grain - (at + start as u64) % grain) as usize;
         let end = (start + len).min(data.len());
         let zero = is_zero(&data[start..end]);
         match runs.last_mut() {
@@ -307,15 +308,15 @@ mod tests {
     #[test]
     fn short_zeros_stay_with_the_data_around_them() {
         let mut data = vec![0; 64 << 10];
-        assert_eq!(zero_runs(&data, 0, 4096), [(0..65536, true)]);
+        assert_eq!(zero_runs(&data, 0, 4096, 4096), [(0..65536, true)]);
         data[0] = 1;
         data[20_000] = 1;
-        assert_eq!(zero_runs(&data, 0, 32 << 10), [(0..20480, false), (20480..65536, true)]);
+        assert_eq!(zero_runs(&data, 0, 4096, 32 << 10), [(0..20480, false), (20480..65536, true)]);
         assert_eq!(
-            zero_runs(&data, 0, 4096),
+            zero_runs(&data, 0, 4096, 4096),
             [(0..4096, false), (4096..16384, true), (16384..20480, false), (20480..65536, true)]
         );
         // Runs begin at multiples in the target, not in the buffer.
-        assert_eq!(zero_runs(&data[..8192], 512, 4096)[0], (0..3584, false));
+        assert_eq!(zero_runs(&data[..8192], 512, 4096, 4096)[0], (0..3584, false));
     }
 }

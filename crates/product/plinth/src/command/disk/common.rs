@@ -168,7 +168,9 @@ pub fn output(path: &Path, args: &NewArgs) -> Result<OutputFiles> {
             .help("choose another name, or replace it with --force: what it holds is lost then"));
     }
     let cache = if args.cached { Cache::Cached } else { Cache::Direct };
-    OutputFiles::new(path, cache).map_err(failed)
+    // Where the name is a link, the file behind it is replaced, not the link.
+    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    OutputFiles::new(&real, cache).map_err(failed)
 }
 
 /// The link to the image at `backing`, for an image at `path`: relative where that lies in the image's own folder. It

@@ -18,8 +18,9 @@ mod snapshot;
 
 use std::process::ExitCode;
 
-#[expect(unused_imports, reason = "for the names and arguments of qemu-img")]
-pub use common::{is_new, until_signal};
+pub use address::open_source;
+pub use common::until_signal;
+pub use snapshot::{date, new as new_snapshot};
 
 use crate::cli::Global;
 use crate::cli::disk_tool::DiskCommand;

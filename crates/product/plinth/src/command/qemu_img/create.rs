@@ -1,0 +1,164 @@
+//! `qemu-img create`.
+
+use std::path::{Path, PathBuf};
+
+use plinth_image::format::{BackingLink, Format, OutputFiles};
+use plinth_image::graph::{Cache, IoBuf};
+use plinth_image::job;
+
+use super::getopt::parse;
+use super::open::{How, image, secrets};
+use super::options::{can_have_backing, collect, formatting, help, help_wanted, sort};
+use super::{Exit, Result, block_on, names, reason, say};
+
+/// The path of a backing image, as seen from the image that names it.
+pub fn beside(file: &str, backing: &str) -> PathBuf {
+    let folder = Path::new(file).parent().unwrap_or(Path::new(""));
+    folder.join(backing.strip_prefix("file:").unwrap_or(backing))
+}
+
+/// The files of a new image. Where the name is a link, the file behind it is replaced, not the link.
+pub fn output(file: &str, cache: Cache) -> Result<OutputFiles> {
+    let path = Path::new(file.strip_prefix("file:").unwrap_or(file));
+    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    OutputFiles::new(&real, cache).map_err(|e| Exit::failed(format!("{file}: {}", create_reason(&e, file))))
+}
+
+/// Why a file cannot be created, in QEMU's words where it has them.
+pub fn create_reason(e: &plinth_image::Error, file: &str) -> String {
+    use plinth_image::ErrorKind as K;
+    match e.kind {
+        K::Busy => format!("Failed to get \"write\" lock\nIs another process using the image [{file}]?"),
+        K::NotFound | K::ReadOnly => format!("Could not create '{file}': {}", reason(e)),
+        _ => reason(e),
+    }
+}
+
+/// The link to a backing image, and its size. The image is opened to learn what else is recorded of it.
+pub async fn link(
+    file: &str,
+    backing: &str,
+    format: Option<Format>,
+    how: &How,
+) -> Result<(BackingLink, u64)> {
+    let path = beside(file, backing);
+    let how = How { read_only: true, share: true, allowed: vec![path.clone()], ..how.clone() };
+    let named = path.to_str().unwrap_or(backing);
+    let below = image(named, format.map(names::qemu_name), false, &how).await?;
+    let identity = below.describe().identity;
+    let format = Some(format.unwrap_or(below.format()));
+    Ok((BackingLink { name: backing.to_owned(), format, identity }, below.size()))
+}
+
+/// `qemu-img create`.
+pub fn run(args: Vec<String>) -> Result {
+    let parsed = parse(args, "F:b:f:ho:qu", &[])?;
+    let name = parsed.value("f").unwrap_or("raw");
+    if help_wanted(&parsed) {
+        return help(names::known_format(name)?, !parsed.rest.is_empty());
+    }
+    let [file, sizes @ ..] = &parsed.rest[..] else { return Err(Exit::usage("Expecting image file name")) };
+    let mut size = None;
+    if let [text, rest @ ..] = sizes {
+        size = Some(names::number("image size", text)?);
+        if let [extra, ..] = rest {
+            return Err(Exit::usage(format!("Unexpected argument: {extra}")));
+        }
+    }
+    let failed = |why: String| Exit::failed(format!("{file}: {why}"));
+    let format = names::format(name).ok_or_else(|| failed(format!("Unknown file format '{name}'")))?;
+    if format.driver().is_none_or(|d| d.create.is_none()) {
+        return Err(failed(format!("Format driver '{name}' does not support image creation")));
+    }
+    let own = collect(&parsed)?;
+    let mut new = sort(format, own).map_err(|e| match e {
+        Exit::Failed(why, _) => failed(why),
+        other => other,
+    })?;
+    if new.size.is_some() && size.is_some() {
+        return Err(failed("The image size must be specified only once".into()));
+    }
+    size = size.or(new.size);
+    if let Some(backing) = parsed.value("b") {
+        if !can_have_backing(format) {
+            return Err(failed(format!("Backing file not supported for file format '{name}'")));
+        }
+        new.backing = Some(backing.to_owned());
+    }
+    if let Some(f) = parsed.value("F") {
+        if !can_have_backing(format) {
+            return Err(failed(format!("Backing file format not supported for file format '{name}'")));
+        }
+        new.backing_format = Some(f.to_owned());
+    }
+    if let Some(backing) = &new.backing {
+        if backing == file {
+            let why = "Error: Trying to create an image with the same filename as the backing file";
+            return Err(failed(why.into()));
+        }
+        if backing.is_empty() {
+            return Err(failed("Expected backing file name, got empty string".into()));
+        }
+    }
+    let how = How { secrets: secrets(&parsed)?, ..How::default() };
+    block_on(async {
+        let below_format = match &new.backing_format {
+            Some(f) => {
+                Some(names::format(f).ok_or_else(|| failed(format!("Unknown backing file format '{f}'")))?)
+            }
+            None => None,
+        };
+        let mut backing = None;
+        if let Some(below) = &new.backing {
+            if parsed.has("u") {
+                if below_format.is_none() {
+                    return Err(failed("Backing file specified without backing format".into()));
+                }
+                backing = Some(BackingLink { name: below.clone(), format: below_format, identity: None });
+            } else {
+                let (link, bytes) = link(file, below, below_format, &how).await.map_err(|e| match e {
+                    Exit::Failed(why, _) => failed(format!("{}\nCould not open backing image.", inner(&why))),
+                    other => other,
+                })?;
+                if below_format.is_none() {
+                    let found = link.format.map_or("raw", names::qemu_name);
+                    return Err(failed(format!(
+                        "Backing file specified without backing format\nDetected format of {found}."
+                    )));
+                }
+                size = size.or(Some(bytes));
+                backing = Some(link);
+            }
+        }
+        let Some(bytes) = size else { return Err(failed("Image creation needs a size parameter".into())) };
+        if !parsed.has("q") {
+            say(&formatting(file, format, &new, Some(bytes)))?;
+        }
+        let secret = secret(&new.own, &how)?;
+        let files = output(file, Cache::Cached)?;
+        let explain = |e: plinth_image::Error| failed(create_reason(&e, file));
+        let image = job::create(&files, format, bytes, &new.own, backing, secret.as_deref())
+            .await
+            .map_err(explain)?;
+        if format == Format::Raw && new.own.text("preallocation").is_none_or(|p| p == "off") && bytes > 0 {
+            // As QEMU does: who opens it past the page cache finds out about alignment by reading a stored block.
+            let block = IoBuf::zeroed(bytes.min(4096) as usize).freeze();
+            image.write(0, block).await.map_err(explain)?;
+        }
+        image.close().await.map_err(explain)?;
+        drop(image);
+        files.finish().map_err(explain)
+    })
+}
+
+/// The passphrase that an encryption's options name.
+pub fn secret(options: &plinth_image::format::Options, how: &How) -> Result<Option<std::rc::Rc<[u8]>>> {
+    let Some(id) = options.text("encrypt.key-secret").or(options.text("key-secret")) else { return Ok(None) };
+    let found = how.secrets.get(id).cloned();
+    found.map(Some).ok_or_else(|| Exit::failed(format!("No secret with id '{id}'")))
+}
+
+/// A message without what it was about.
+fn inner(why: &str) -> &str {
+    why.split_once("': ").map_or(why, |(_, rest)| rest)
+}

@@ -1,0 +1,243 @@
+//! Options of formats: how QEMU lists and prints them, and `amend`.
+
+use plinth_image::format::{Format, OptionKind, Options};
+
+use super::getopt::{Parsed, parse};
+use super::names::{known_format, qemu_name, size};
+use super::open::{How, image, secrets};
+use super::{Exit, Result, block_on, reason, say};
+
+/// Options in the order in which QEMU prints them when it creates an image, with their defaults.
+fn printed(format: Format) -> &'static [(&'static str, Option<&'static str>)] {
+    match format {
+        Format::Qcow2 => &[
+            ("encrypt.format", None),
+            ("encrypt.key-secret", None),
+            ("encrypt.cipher-alg", None),
+            ("encrypt.cipher-mode", None),
+            ("encrypt.ivgen-alg", None),
+            ("encrypt.ivgen-hash-alg", None),
+            ("encrypt.hash-alg", None),
+            ("encrypt.iter-time", None),
+            ("cluster_size", Some("65536")),
+            ("preallocation", None),
+            ("extended_l2", Some("off")),
+            ("compression_type", Some("zlib")),
+            ("encryption", None),
+            ("size", None),
+            ("compat", None),
+            ("backing_file", None),
+            ("backing_fmt", None),
+            ("data_file", None),
+            ("data_file_raw", None),
+            ("lazy_refcounts", Some("off")),
+            ("refcount_bits", Some("16")),
+        ],
+        Format::Vmdk => &[
+            ("size", None),
+            ("adapter_type", None),
+            ("backing_file", None),
+            ("backing_fmt", None),
+            ("compat6", Some("off")),
+            ("hwversion", Some("undefined")),
+            ("toolsversion", None),
+            ("subformat", None),
+            ("zeroed_grain", None),
+        ],
+        Format::Vdi => &[("size", None), ("static", Some("off"))],
+        Format::Vhd => &[("size", None), ("subformat", None), ("force_size", None)],
+        Format::Vhdx => &[
+            ("size", None),
+            ("log_size", Some("1048576")),
+            ("block_size", Some("0")),
+            ("subformat", None),
+            ("block_state_zero", None),
+        ],
+        Format::Qed => &[
+            ("size", None),
+            ("backing_file", None),
+            ("backing_fmt", None),
+            ("cluster_size", Some("65536")),
+            ("table_size", None),
+        ],
+        Format::Parallels => &[("size", None), ("cluster_size", Some("1048576"))],
+        _ => &[("size", None), ("preallocation", None)],
+    }
+}
+
+/// The options of a new image, sorted into those that are everybody's and those of the format.
+#[derive(Debug, Default)]
+pub struct NewOptions {
+    /// The format's own.
+    pub own: Options,
+    /// `size`.
+    pub size: Option<u64>,
+    /// `backing_file`.
+    pub backing: Option<String>,
+    /// `backing_fmt`.
+    pub backing_format: Option<String>,
+}
+
+/// Options for `-o`; QEMU refuses lists that could not be put together.
+pub fn collect(parsed: &Parsed) -> Result<Option<Options>> {
+    let texts = parsed.values("o");
+    let mut all = Options::default();
+    for text in &texts {
+        let trailing = text.len() - text.trim_end_matches(',').len();
+        if text.is_empty() || text.starts_with(',') || trailing % 2 == 1 {
+            return Err(Exit::failed(format!("Invalid option list: {text}")));
+        }
+        all.add(text).map_err(|e| Exit::failed(reason(&e)))?;
+    }
+    Ok((!texts.is_empty()).then_some(all))
+}
+
+/// True if the user asks which options there are.
+pub fn help_wanted(parsed: &Parsed) -> bool {
+    parsed
+        .values("o")
+        .iter()
+        .any(|text| text.replace(",,", "\0").split(',').any(|part| matches!(part, "help" | "?")))
+}
+
+/// Prints the options of a format.
+pub fn help(format: Format, with_file: bool) -> Result {
+    let Some(driver) = format.driver().filter(|d| d.create.is_some()) else {
+        return Err(Exit::failed(format!(
+            "Format driver '{}' does not support image creation",
+            qemu_name(format)
+        )));
+    };
+    let kind = |k: OptionKind| match k {
+        OptionKind::Size => "<size>",
+        OptionKind::Number => "<num>",
+        OptionKind::Flag => "<bool (on/off)>",
+        OptionKind::Choice(_) | OptionKind::Text => "<str>",
+    };
+    let mut lines: Vec<(String, &str)> =
+        driver.options.iter().map(|o| (format!("{}={}", o.name, kind(o.kind)), o.help)).collect();
+    lines.push(("size=<size>".into(), "bytes of the disk"));
+    if can_have_backing(format) {
+        lines.push(("backing_file=<str>".into(), "the image below"));
+        lines.push(("backing_fmt=<str>".into(), "the format of the image below"));
+    }
+    lines.sort();
+    let name = qemu_name(format);
+    let mut text =
+        if with_file { "Supported options:\n".to_owned() } else { format!("Supported {name} options:\n") };
+    for (left, help) in lines {
+        text.push_str(&format!("  {left:<23} - {help}\n"));
+    }
+    if !with_file {
+        text.push_str(
+            "\nThe protocol level may support further options.\n\
+             Specify the target filename to include those options.\n",
+        );
+    }
+    say(&text)
+}
+
+/// True if images of the format stand on others.
+pub fn can_have_backing(format: Format) -> bool {
+    matches!(format, Format::Qcow2 | Format::Vmdk | Format::Qed | Format::Vdi | Format::Vhd | Format::Vhdx)
+}
+
+/// Sorts the options of a new image.
+pub fn sort(format: Format, all: Option<Options>) -> Result<NewOptions> {
+    let mut new = NewOptions { own: all.unwrap_or_default(), ..NewOptions::default() };
+    if let Some(text) = new.own.remove("size") {
+        let bytes = size(&text).and_then(|r| r.ok());
+        new.size = Some(
+            bytes.ok_or_else(|| Exit::failed("Parameter 'size' expects a non-negative number below 2^64"))?,
+        );
+    }
+    if can_have_backing(format) {
+        new.backing = new.own.remove("backing_file");
+        new.backing_format = new.own.remove("backing_fmt");
+    }
+    // Asks for what is so on file systems without the feature.
+    new.own.remove("nocow");
+    new.own.remove("extent_size_hint");
+    let specs = format.driver().map_or(&[][..], |d| d.options);
+    if format.driver().is_none() {
+        return Ok(new);
+    }
+    for (name, value) in new.own.iter() {
+        let Some(spec) = specs.iter().find(|s| s.name == name) else {
+            return Err(Exit::failed(format!("Invalid parameter '{name}'")));
+        };
+        let bad = match spec.kind {
+            OptionKind::Size if size(value).is_none_or(|r| r.is_err()) => {
+                Some(format!("Parameter '{name}' expects a non-negative number below 2^64"))
+            }
+            OptionKind::Number if value.parse::<u64>().is_err() => {
+                Some(format!("Parameter '{name}' expects a number"))
+            }
+            OptionKind::Flag if !matches!(value, "on" | "off" | "yes" | "no" | "true" | "false") => {
+                Some(format!("Parameter '{name}' expects 'on' or 'off'"))
+            }
+            OptionKind::Choice(choices) if !choices.contains(&value) && name == "preallocation" => {
+                Some(format!("Parameter 'preallocation' does not accept value '{value}'"))
+            }
+            _ => None,
+        };
+        if let Some(bad) = bad {
+            return Err(Exit::failed(bad));
+        }
+    }
+    // Hexadecimal sizes and the like are only QEMU's.
+    let sizes: Vec<(String, u64)> = new
+        .own
+        .iter()
+        .filter(|(n, _)| specs.iter().any(|s| s.name == *n && s.kind == OptionKind::Size))
+        .filter_map(|(n, v)| Some((n.to_owned(), size(v)?.ok()?)))
+        .collect();
+    for (name, bytes) in sizes {
+        new.own.set(&name, &bytes.to_string());
+    }
+    new.own.check(specs).map_err(|e| Exit::failed(reason(&e)))?;
+    Ok(new)
+}
+
+/// The line that QEMU prints when it creates an image.
+pub fn formatting(file: &str, format: Format, new: &NewOptions, bytes: Option<u64>) -> String {
+    let mut text = format!("Formatting '{file}', fmt={} ", qemu_name(format));
+    let escape = |v: &str| v.replace(',', ",,");
+    let bytes = bytes.map(|b| b.to_string());
+    for (name, default) in printed(format) {
+        let value = match *name {
+            "size" => bytes.clone(),
+            "backing_file" => new.backing.as_deref().map(escape),
+            "backing_fmt" => new.backing_format.as_deref().map(escape),
+            name => new.own.text(name).map(escape),
+        };
+        if let Some(value) = value.or(default.map(str::to_owned)) {
+            text.push_str(&format!("{name}={value} "));
+        }
+    }
+    text.truncate(text.trim_end().len());
+    text.push('\n');
+    text
+}
+
+/// `qemu-img amend`.
+pub fn amend(args: Vec<String>) -> Result {
+    let parsed = parse(args, "ho:qf:t:p", &[("force", false, "force")])?;
+    if help_wanted(&parsed) {
+        let name =
+            parsed.value("f").ok_or_else(|| Exit::failed("Option help requires a format be specified"))?;
+        return help(known_format(name)?, true);
+    }
+    let Some(options) = collect(&parsed)? else { return Err(Exit::usage("Must specify options (-o)")) };
+    let [name] = &parsed.rest[..] else { return Err(Exit::failed("Expecting one image file name")) };
+    let how = How { secrets: secrets(&parsed)?, ..How::default() };
+    block_on(async {
+        let image = image(name, parsed.value("f"), parsed.has("image-opts"), &how).await?;
+        if image.format() == Format::Raw {
+            return Err(Exit::failed("Format driver 'raw' does not support option amendment"));
+        }
+        let failed = |e: plinth_image::Error| Exit::failed(reason(&e));
+        image.amend(&options).await.map_err(failed)?;
+        image.close().await.map_err(failed)
+    })
+}

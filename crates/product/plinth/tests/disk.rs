@@ -1,0 +1,269 @@
+//! `plinth disk` and `plinth qemu-img` from outside: what they print, return and leave behind. Where qemu-img is
+//! installed, it is asked too.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+fn plinth(folder: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_plinth"))
+        .args(args)
+        .current_dir(folder)
+        .env_remove("PLINTH_LOG")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+#[track_caller]
+fn does(folder: &Path, args: &[&str]) -> String {
+    let out = plinth(folder, args);
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{args:?}: {err}");
+    String::from_utf8(out.stdout).unwrap()
+}
+
+#[track_caller]
+fn fails(folder: &Path, args: &[&str], code: i32, texts: &[&str]) {
+    let out = plinth(folder, args);
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(code), "{args:?}: {err}");
+    for text in texts {
+        assert!(err.contains(text), "{args:?}: no '{text}' in: {err}");
+    }
+}
+
+#[track_caller]
+fn json(folder: &Path, args: &[&str]) -> Value {
+    let all = [&["--output", "json", "disk"], args].concat();
+    serde_json::from_str(&does(folder, &all)).unwrap()
+}
+
+/// The peer, if it is installed.
+fn peer(folder: &Path, args: &[&str]) -> Option<Output> {
+    let out = Command::new("qemu-img").args(args).current_dir(folder).output();
+    if out.is_err() {
+        eprintln!("qemu-img is not installed: it is not asked");
+    }
+    out.ok()
+}
+
+/// A folder with a disk of 3 MiB and one sector, of which some is data.
+fn folder() -> (tempfile::TempDir, Vec<u8>) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bytes = vec![0; (3 << 20) + 512];
+    for (n, b) in bytes.iter_mut().enumerate() {
+        if n / 70_000 % 3 == 1 {
+            *b = (n % 251) as u8 + 1;
+        }
+    }
+    fs::write(dir.path().join("d.raw"), &bytes).unwrap();
+    (dir, bytes)
+}
+
+#[test]
+fn a_disk_is_created_shown_and_resized() {
+    let (dir, _) = folder();
+    let dir = dir.path();
+    assert_eq!(does(dir, &["disk", "create", "n.raw", "20G"]), "n.raw: raw, 20 GiB\n");
+    let info = json(dir, &["info", "n.raw"]);
+    assert_eq!(
+        (&info["size"], &info["format"], &info["probed"]),
+        (&(20u64 << 30).into(), &"raw".into(), &true.into())
+    );
+    assert!(does(dir, &["disk", "info", "n.raw"]).contains("found by its contents"));
+    assert!(does(dir, &["disk", "info", "n.raw", "--format", "raw"]).contains("as given"));
+    fails(dir, &["disk", "resize", "n.raw", "1G"], 2, &["smaller", "--shrink"]);
+    does(dir, &["disk", "resize", "n.raw", "-19G", "--shrink"]);
+    does(dir, &["disk", "resize", "n.raw", "+512M"]);
+    assert_eq!(fs::metadata(dir.join("n.raw")).unwrap().len(), 3 << 29);
+    fails(dir, &["disk", "create", "d.raw", "1G"], 2, &["is there already", "--force"]);
+    does(dir, &["disk", "create", "d.raw", "1G", "--force"]);
+    fails(dir, &["disk", "create", "x.raw"], 2, &["SIZE"]);
+    fails(dir, &["disk", "create", "x.raw", "20"], 2, &["20M for mebibytes"]);
+    fails(dir, &["disk", "create", "x.raw", "1G", "-o", "cluster_size=1"], 2, &["cluster_size", "-o help"]);
+    assert!(does(dir, &["disk", "create", "x.raw", "-o", "help"]).contains("preallocation"));
+    assert!(!dir.join("x.raw").exists());
+}
+
+#[test]
+fn a_disk_is_converted_and_compared() {
+    let (dir, bytes) = folder();
+    let dir = dir.path();
+    does(dir, &["disk", "convert", "d.raw", "e.raw"]);
+    assert!(fs::read(dir.join("e.raw")).unwrap() == bytes);
+    assert_eq!(json(dir, &["compare", "d.raw", "e.raw"])["same"], true);
+    fails(dir, &["disk", "convert", "d.raw", "e.raw"], 2, &["is there already"]);
+    does(dir, &["disk", "convert", "d.raw", "d.raw", "e.raw", "--force"]);
+    assert!(fs::read(dir.join("e.raw")).unwrap() == [&bytes[..], &bytes[..]].concat());
+    let out = plinth(dir, &["disk", "compare", "d.raw", "e.raw"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(
+        String::from_utf8_lossy(&out.stdout).contains(&format!("first at byte {}", bytes.len() + 70_000))
+    );
+    does(dir, &["disk", "dd", "d.raw", "part.raw", "--skip", "64K", "--length", "1000K"]);
+    assert!(fs::read(dir.join("part.raw")).unwrap() == bytes[65_536..65_536 + 1_024_000]);
+    fails(dir, &["disk", "compare", "d.raw", "nothing.raw"], 2, &["nothing.raw", "No such file"]);
+    fails(dir, &["disk", "convert", "nothing.raw", "x.raw"], 1, &["cannot open 'nothing.raw'", "help:"]);
+    // A link leads to the file that is replaced, and stays a link.
+    std::os::unix::fs::symlink("e.raw", dir.join("link")).unwrap();
+    does(dir, &["disk", "convert", "d.raw", "link", "--force"]);
+    assert!(fs::symlink_metadata(dir.join("link")).unwrap().is_symlink());
+    assert!(fs::read(dir.join("e.raw")).unwrap() == bytes);
+}
+
+#[test]
+fn maps_and_sizes_are_those_of_the_peer() {
+    let (dir, _) = folder();
+    let dir = dir.path();
+    does(dir, &["disk", "convert", "d.raw", "sparse.raw", "--zero-run", "4K"]);
+    let own = json(dir, &["map", "sparse.raw"]);
+    let covered: u64 = own.as_array().unwrap().iter().map(|e| e["length"].as_u64().unwrap()).sum();
+    assert_eq!(covered, (3 << 20) + 512);
+    for args in [
+        &["map", "--output=json", "-f", "raw", "sparse.raw"][..],
+        &["map", "-f", "raw", "sparse.raw"],
+        &["map", "-f", "raw", "-s", "64k", "-l", "1M", "sparse.raw"],
+        &["measure", "-O", "qcow2", "sparse.raw"],
+        &["measure", "-O", "qcow2", "-o", "cluster_size=4k", "--output=json", "sparse.raw"],
+        &["measure", "-O", "raw", "--size", "10G"],
+        &["info", "-f", "raw", "sparse.raw"],
+        &["info", "--output=json", "-f", "raw", "sparse.raw"],
+        &["compare", "-f", "raw", "-F", "raw", "d.raw", "sparse.raw"],
+        &["compare", "-s", "-f", "raw", "-F", "raw", "d.raw", "sparse.raw"],
+        &["check", "-f", "raw", "d.raw"],
+        &["resize", "-f", "raw", "d.raw", "1M"],
+        &["info", "nothing"],
+        &["compare", "nothing", "d.raw"],
+        &["snapshot", "-l", "d.raw"],
+        &["create", "-f", "raw", "p.raw", "1M"],
+        &["create", "-f", "raw", "-o", "size=2M", "p.raw"],
+        &["create", "-f", "raw", "-b", "d.raw", "p.raw"],
+        &["create", "-f", "vax", "p.raw", "1M"],
+        &["create", "-f", "raw", "p.raw"],
+        &["info", "--image-opts", "driver=raw,file.filename=d.raw"],
+        &["info", "json:{\"driver\":\"raw\",\"file\":{\"driver\":\"file\",\"filename\":\"d.raw\"}}"],
+    ] {
+        let own = plinth(dir, &[&["qemu-img"], args].concat());
+        let Some(theirs) = peer(dir, args) else { continue };
+        let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+        assert_eq!(text(&own.stdout), text(&theirs.stdout), "{args:?}");
+        assert_eq!(own.status.code(), theirs.status.code(), "{args:?}");
+        assert_eq!(text(&own.stderr), text(&theirs.stderr), "{args:?}");
+    }
+}
+
+#[test]
+fn the_name_qemu_img_takes_its_arguments() {
+    let (dir, bytes) = folder();
+    let dir = dir.path();
+    let link = dir.join("qemu-img");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_plinth"), &link).unwrap();
+    let run = |args: &[&str]| Command::new(&link).args(args).current_dir(dir).output().unwrap();
+    assert!(run(&["--version"]).stdout.starts_with(b"qemu-img version 10."));
+    assert!(run(&["convert", "-O", "raw", "-pf", "raw", "d.raw", "e.raw"]).status.success());
+    assert!(fs::read(dir.join("e.raw")).unwrap() == bytes);
+    assert!(run(&["dd", "if=d.raw", "of=f.raw", "bs=1k", "skip=3", "count=10"]).status.success());
+    assert!(fs::read(dir.join("f.raw")).unwrap() == bytes[3072..10_240]);
+    assert_eq!(run(&["check", "d.raw"]).status.code(), Some(63));
+    let out = run(&["nothing"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&out.stderr).starts_with("qemu-img: Command not found: nothing\n"));
+}
+
+#[test]
+fn a_link_inside_an_image_leads_nowhere_unless_the_user_allows_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (inside, outside) = (dir.path().join("in"), dir.path().join("out"));
+    fs::create_dir_all(&inside).unwrap();
+    fs::create_dir_all(&outside).unwrap();
+    fs::write(outside.join("secret"), vec![7; 1 << 20]).unwrap();
+    let made = peer(&inside, &["create", "-f", "qcow2", "-b", "../out/secret", "-F", "raw", "evil.qcow2"]);
+    if !made.is_some_and(|m| m.status.success()) || plinth_image::format::Format::Qcow2.driver().is_none() {
+        return;
+    }
+    let convert = ["disk", "convert", "evil.qcow2", "leak.raw"];
+    fails(&inside, &convert, 1, &["../out/secret", "--allow-backing"]);
+    assert!(!inside.join("leak.raw").exists());
+    let out = plinth(&inside, &["qemu-img", "convert", "-O", "raw", "evil.qcow2", "leak.raw"]);
+    assert!(!out.status.success() && !inside.join("leak.raw").exists());
+    does(&inside, &[&convert[..], &["--allow-backing", "../out"]].concat());
+    assert!(fs::read(inside.join("leak.raw")).unwrap() == vec![7; 1 << 20]);
+}
+
+/// Names in a folder.
+fn names(folder: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn a_signal_leaves_what_was_there() {
+    let (dir, _) = folder();
+    let dir = dir.path();
+    fs::write(dir.join("e.raw"), b"old").unwrap();
+    let before = names(dir);
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_plinth"))
+            .args(["disk", "convert", "d.raw", "e.raw", "--force", "--rate", "100K"])
+            .current_dir(dir)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let start = Instant::now();
+        while names(dir).len() == before.len() {
+            assert!(start.elapsed() < Duration::from_secs(20), "it does not begin");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(signal.as_raw()));
+        assert_eq!(names(dir), before);
+        assert_eq!(fs::read(dir.join("e.raw")).unwrap(), b"old");
+    }
+}
+
+#[test]
+fn every_command_has_help_with_examples() {
+    let (dir, _) = folder();
+    for command in [
+        "create", "info", "convert", "check", "resize", "snapshot", "rebase", "commit", "compare", "map",
+        "measure", "dd", "bench", "amend", "bitmap", "compact",
+    ] {
+        let help = does(dir.path(), &["disk", command, "--help"]);
+        assert!(help.contains("Examples:") && help.contains(&format!("plinth disk {command}")), "{command}");
+    }
+}
+
+#[test]
+fn zeros_give_their_space_back() {
+    let (dir, bytes) = folder();
+    let dir = dir.path();
+    let value = json(dir, &["compact", "d.raw"]);
+    assert!(value["after"].as_u64() < value["before"].as_u64(), "{value}");
+    assert!(fs::read(dir.join("d.raw")).unwrap() == bytes);
+}
+
+#[test]
+fn bench_reads_and_writes_what_it_says() {
+    let (dir, bytes) = folder();
+    let dir = dir.path();
+    let value = json(dir, &["bench", "d.raw", "--count", "100", "--depth", "8", "--cached"]);
+    assert_eq!((&value["requests"], &value["bytes"]), (&100.into(), &409_600.into()));
+    assert!(fs::read(dir.join("d.raw")).unwrap() == bytes);
+    json(dir, &["bench", "d.raw", "--count", "10", "--write", "--flush", "3", "--step", "64K", "--cached"]);
+    let after = fs::read(dir.join("d.raw")).unwrap();
+    for n in 0..10 {
+        let at = n * 65_536;
+        assert!(after[at..at + 4096].iter().all(|&b| b == 0));
+        assert!(after[at + 4096..at + 65_536] == bytes[at + 4096..at + 65_536]);
+    }
+    fails(dir, &["disk", "bench", "d.raw", "--size", "1G"], 2, &["16 MiB"]);
+    fails(dir, &["disk", "bench", "d.raw", "--offset", "1T"], 1, &["beyond its end"]);
+}
