@@ -9,6 +9,7 @@ mod links;
 mod open;
 mod options;
 mod output;
+pub mod qcow2;
 pub mod raw;
 pub mod table;
 
@@ -170,11 +171,10 @@ pub struct Driver {
 }
 
 /// Every format that Plinth knows, in the order in which files are tried.
-pub static DRIVERS: &[&Driver] = &[&raw::DRIVER];
+pub static DRIVERS: &[&Driver] = &[&qcow2::DRIVER, &raw::DRIVER];
 
 /// Marks of formats that have no driver yet, so that nobody takes them for raw.
-const MARKS: [(usize, &[u8], Format); 9] = [
-    (0, b"QFI\xfb", Format::Qcow2),
+const MARKS: [(usize, &[u8], Format); 8] = [
     (0, b"QED\0", Format::Qed),
     (0, b"KDMV", Format::Vmdk),
     (0, b"COWD", Format::Vmdk),
