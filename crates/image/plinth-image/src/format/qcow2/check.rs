@@ -369,8 +369,7 @@ impl Core {
     /// Checks the image; the caller holds all of it alone.
     pub async fn check_all(&self, repair: Repair, progress: &Progress) -> Result<CheckReport, Error> {
         if !self.info.read_only {
-            self.changed();
-            self.commit_with(true).await?;
+            self.settle().await?;
         }
         let mut check = self.new_check();
         let mut fixes = Vec::new();

@@ -112,6 +112,16 @@ impl Core {
         self.free(&frees).await
     }
 
+    /// Makes everything durable, and then also that what was given back by that is free.
+    pub async fn settle(&self) -> Result<(), Error> {
+        self.changed();
+        self.commit_with(true).await?;
+        if self.commits.changed.get() {
+            self.commit_with(true).await?;
+        }
+        Ok(())
+    }
+
     /// Commits if the changes take up most of their room in memory.
     pub async fn relieve(&self) -> Result<(), Error> {
         if self.pressure.get() < 64 {

@@ -171,14 +171,13 @@ pub fn measure(size: u64, used: u64, options: &Options) -> Result<(u64, u64), Er
     let tables = size.div_ceil(header.l2_span());
     let l1 = (plan.l1_entries * 8).div_ceil(cluster);
     let in_file = |data: u64| if header.has_data_file() { 0 } else { data.div_ceil(cluster) };
-    let total = |data: u64| {
-        let other = 1 + l1 + tables + in_file(data);
-        let (blocks, table) = count_clusters(other, header.cluster_bits, header.refcount_order);
-        (other + blocks + table) * cluster
-    };
-    let full = total(size);
+    // Tables are reckoned for the full disk in both cases.
+    let other = 1 + l1 + tables + in_file(size);
+    let (blocks, table) = count_clusters(other, header.cluster_bits, header.refcount_order);
+    let full = (other + blocks + table) * cluster;
     let preallocated = matches!(plan.preallocation.as_str(), "falloc" | "full");
-    Ok((if preallocated { full } else { total(used) }, full))
+    let required = full - (in_file(size) - in_file(used.min(size))) * cluster;
+    Ok((if preallocated { full } else { required }, full))
 }
 
 pub async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> {

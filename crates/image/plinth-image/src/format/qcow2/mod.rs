@@ -263,12 +263,8 @@ impl Core {
             self.store_bitmaps().await?;
             let lost = std::mem::take(&mut *self.alloc.lost.borrow_mut());
             self.alloc.pending.borrow_mut().extend(lost);
-            // Twice: what is given back after the first time is counted in the second.
-            for _ in 0..2 {
-                if self.commits.marked.get() || self.commits.changed.get() {
-                    self.changed();
-                }
-                self.commit_with(true).await?;
+            if self.commits.marked.get() || self.commits.changed.get() {
+                self.settle().await?;
             }
             if self.alloc.pending.borrow().is_empty() {
                 self.unmark().await?;
