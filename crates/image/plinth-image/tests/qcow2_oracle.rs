@@ -64,6 +64,7 @@ fn io(dir: &Path, file: &str, commands: &[String]) {
     args.push(file);
     let out = Command::new("qemu-io").args(&args).current_dir(dir).output().unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(!text.contains("corrupt"), "{commands:?}: {text}");
     // They write compressed data to new clusters only.
     let may_fail = commands.iter().any(|c| c.contains(" -c "));
     assert!(may_fail || !text.contains("failed"), "{commands:?}: {text}");
@@ -218,7 +219,10 @@ fn random_work_on_both_sides() {
                         drop(image);
                         img(dir, &["check", "-q", file]);
                         same(&theirs(dir, file), &model, &format!("{options} {file} {round}: they read"));
-                        their_work(dir, file, &mut random, SIZE, cluster, !with_data);
+                        // QEMU 10.0.2 allocates clusters twice when it writes compressed data to images with
+                        // small clusters, made by itself too.
+                        let packed = !with_data && cluster >= 8192;
+                        their_work(dir, file, &mut random, SIZE, cluster, packed);
                         img(dir, &["check", "-q", file]);
                         let image = reopen(&path).await;
                         model = all(&*image).await;
