@@ -7,7 +7,8 @@ use std::rc::Rc;
 use plinth_host::aio::block_on;
 use plinth_image::format::qcow2::{DRIVER, measure};
 use plinth_image::format::{
-    BackingLink, CreateRequest, Format, Image, OpenOptions, Options, OutputFiles, Progress, Repair, Snapshot, open,
+    BackingLink, CreateRequest, Format, Image, OpenOptions, Options, OutputFiles, Progress, Repair, Snapshot,
+    open,
 };
 use plinth_image::graph::{Cache, IoBuf, IoData, Node};
 use plinth_image::testing::Random;
@@ -242,7 +243,9 @@ fn snapshots_on_both_sides() {
     if !has_qemu() {
         return;
     }
-    for options in ["", "cluster_size=512", "extended_l2=on", "compat=0.10,cluster_size=4k", "lazy_refcounts=on"] {
+    for options in
+        ["", "cluster_size=512", "extended_l2=on", "compat=0.10,cluster_size=4k", "lazy_refcounts=on"]
+    {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
         let path = dir.join("s.qcow2");
@@ -346,7 +349,11 @@ fn images_over_others_sizes_and_options() {
             let top = reopen(&dir.join("top.qcow2")).await;
             check(&*top).await;
             same(&all(&*top).await, &theirs_shared(dir, "top.qcow2"), options);
-            let amended = if options.contains("0.10") { "compat=1.1,refcount_bits=32" } else { "refcount_bits=64,lazy_refcounts=on" };
+            let amended = if options.contains("0.10") {
+                "compat=1.1,refcount_bits=32"
+            } else {
+                "refcount_bits=64,lazy_refcounts=on"
+            };
             top.amend(&Options::parse(amended).unwrap()).await.unwrap();
             model = work(&*top, &mut random, all(&*top).await, 30).await;
             check(&*top).await;
@@ -444,7 +451,12 @@ fn preallocation_and_measures() {
     }
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    for options in ["preallocation=metadata", "preallocation=falloc,cluster_size=4k", "preallocation=full", "extended_l2=on,preallocation=metadata"] {
+    for options in [
+        "preallocation=metadata",
+        "preallocation=falloc,cluster_size=4k",
+        "preallocation=full",
+        "extended_l2=on,preallocation=metadata",
+    ] {
         block_on(async {
             let path = dir.join("p.qcow2");
             let image = make(&path, 20 << 20, options, None).await;

@@ -4,9 +4,9 @@ use std::cell::{Cell, RefCell};
 
 use async_lock::Mutex;
 
+use super::Core;
 use super::header::MAX_REFTABLE;
 use super::refcount;
-use super::Core;
 use crate::{Error, ErrorKind};
 
 /// Space that nothing refers to any more.
@@ -163,6 +163,12 @@ impl Core {
 
     /// Takes `count` clusters in a row, at the file's end if need be.
     pub async fn allocate_row(&self, count: u64) -> Result<Space<'_>, Error> {
+        // Every block of counts is in the middle of what it counts.
+        if count >= self.refs.per_block() {
+            let why = format!("{count} clusters in a row are needed for a table: larger clusters help");
+            let doing = format!("cannot write to '{}'", self.info.name);
+            return Err(Error::new(ErrorKind::Unsupported, doing, why));
+        }
         let mut space = self.allocate(count).await?;
         if space.clusters == count {
             return Ok(space);
@@ -253,6 +259,9 @@ impl Core {
 
     /// A larger table of blocks in a new place, at `cluster`, which the present one does not reach.
     async fn grow_table(&self, cluster: u64) -> Result<(), Error> {
+        // Not over anything, even if the present table is damaged and counts next to nothing.
+        let cluster = cluster.max(self.alloc.high.get().div_ceil(self.cluster));
+        self.check_reach(cluster)?;
         let per = self.refs.per_block();
         let old_entries = self.refs.table.borrow().len() as u64;
         // Half as much again, and all that it takes to count itself.

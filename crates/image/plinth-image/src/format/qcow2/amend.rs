@@ -25,7 +25,11 @@ impl Core {
                 return Err(Error::new(ErrorKind::Invalid, doing(), "its name is longer than 1023 bytes"));
             }
             if self.header.borrow().autoclear & header::DATA_FILE_RAW != 0 {
-                return Err(Error::new(ErrorKind::Invalid, doing(), "a raw data file cannot be over another image"));
+                return Err(Error::new(
+                    ErrorKind::Invalid,
+                    doing(),
+                    "a raw data file cannot be over another image",
+                ));
             }
         }
         self.changed();

@@ -76,7 +76,8 @@ impl Bits {
             let chunk = self.0.entry(at / CHUNK as u64);
             if part.iter().any(|&b| b != 0) {
                 let within = (at % CHUNK as u64) as usize;
-                chunk.or_insert_with(|| vec![0; CHUNK].into())[within..within + part.len()].copy_from_slice(part);
+                chunk.or_insert_with(|| vec![0; CHUNK].into())[within..within + part.len()]
+                    .copy_from_slice(part);
             }
         }
     }
@@ -286,10 +287,18 @@ impl Core {
         }
         let entries = self.table_entries(bitmap.granularity);
         if self.bit_count(bitmap.granularity) / 8 > MAX_BYTES {
-            return Err(self.bitmap_error(&bitmap.name, ErrorKind::Limit, "it is too large to have in memory"));
+            return Err(self.bitmap_error(
+                &bitmap.name,
+                ErrorKind::Limit,
+                "it is too large to have in memory",
+            ));
         }
         if u64::from(bitmap.entries) != entries {
-            return Err(self.bitmap_error(&bitmap.name, ErrorKind::Corrupt, "its size is not that of the disk"));
+            return Err(self.bitmap_error(
+                &bitmap.name,
+                ErrorKind::Corrupt,
+                "its size is not that of the disk",
+            ));
         }
         let mut bits = Bits::default();
         for (n, entry) in self.bitmap_table(&bitmap).await?.into_iter().enumerate() {
@@ -393,7 +402,8 @@ impl Core {
         data.extend([0; 4]);
         data.extend((bytes.len() as u64).to_be_bytes());
         data.extend(offset.to_be_bytes());
-        self.rewrite_header(|h| h.set_extension(header::EXT_BITMAPS, Some(data).filter(|_| count > 0))).await?;
+        self.rewrite_header(|h| h.set_extension(header::EXT_BITMAPS, Some(data).filter(|_| count > 0)))
+            .await?;
         if count > 0 {
             self.change_header(|h| h.autoclear |= header::BITMAPS).await?;
         }
@@ -660,7 +670,8 @@ impl Bitmaps for Qcow2 {
             };
             let shift = bitmap.granularity;
             let ranges = bits.unwrap_or_default().ranges(core.bit_count(shift));
-            let bytes = |(first, len): (u64, u64)| (first << shift, (len << shift).min(size - (first << shift)));
+            let bytes =
+                |(first, len): (u64, u64)| (first << shift, (len << shift).min(size - (first << shift)));
             Ok(ranges.into_iter().map(bytes).collect())
         })
     }

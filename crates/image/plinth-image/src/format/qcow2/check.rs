@@ -156,7 +156,9 @@ impl Check<'_> {
                 continue;
             }
             if bitmap & (bitmap >> 32) & 0xffff_ffff != 0 {
-                self.corrupt(format!("entry {i} of an L2 table has subclusters that are data and zeros at once"));
+                self.corrupt(format!(
+                    "entry {i} of an L2 table has subclusters that are data and zeros at once"
+                ));
             }
             let Some(host) = core.host(entry) else {
                 if bitmap & 0xffff_ffff != 0 {
@@ -260,7 +262,11 @@ impl Check<'_> {
         Ok(())
     }
 
-    async fn collect_tables(&mut self, tables: BTreeMap<u64, Table>, progress: &Progress) -> Result<(), Error> {
+    async fn collect_tables(
+        &mut self,
+        tables: BTreeMap<u64, Table>,
+        progress: &Progress,
+    ) -> Result<(), Error> {
         // Neighbours in the file are read together.
         let core = self.core;
         let mut groups: Vec<(u64, Vec<Table>)> = Vec::new();
@@ -306,7 +312,13 @@ impl Check<'_> {
             .filter_map(|n| {
                 let offset = table.get(n as usize).map_or(0, |e| e & !0x1ff);
                 let valid = offset != 0 && offset % cluster == 0 && offset < self.file_end;
-                let counted = valid || self.counter.chunks.range(n * per / CHUNK..=((n + 1) * per - 1) / CHUNK).next().is_some();
+                let counted = valid
+                    || self
+                        .counter
+                        .chunks
+                        .range(n * per / CHUNK..=((n + 1) * per - 1) / CHUNK)
+                        .next()
+                        .is_some();
                 counted.then_some((n, valid.then_some(offset)))
             })
             .collect();
@@ -334,13 +346,15 @@ impl Check<'_> {
                 let report = &mut self.report;
                 if stored < right {
                     report.corruptions += 1;
-                    report.say(format!("cluster {c} is counted {stored} times and referred to {right} times"));
+                    report
+                        .say(format!("cluster {c} is counted {stored} times and referred to {right} times"));
                     if repair == Repair::All {
                         fixes.push((c, right));
                     }
                 } else {
                     report.leaks += 1;
-                    report.say(format!("cluster {c} leaks: counted {stored} times, referred to {right} times"));
+                    report
+                        .say(format!("cluster {c} leaks: counted {stored} times, referred to {right} times"));
                     if repair != Repair::No {
                         fixes.push((c, right));
                     }
@@ -516,7 +530,10 @@ impl Core {
                     used.push(block);
                 }
                 if n != 0 && counter.get(number * CHUNK + i as u64) > refcount::max(order) {
-                    return refused(ErrorKind::Invalid, "a cluster has more references than such counts can say");
+                    return refused(
+                        ErrorKind::Invalid,
+                        "a cluster has more references than such counts can say",
+                    );
                 }
             }
         }
@@ -579,7 +596,8 @@ impl Core {
         }
         let order = self.refs.order();
         let size = self.file.size();
-        let mut end = size.div_ceil(self.cluster);
+        // What is behind the reach of the counts is free. A damaged image may have made the file very long.
+        let mut end = size.div_ceil(self.cluster).min(self.refs.covered());
         let per = self.refs.per_slice();
         while end > 1 {
             let last = end - 1;

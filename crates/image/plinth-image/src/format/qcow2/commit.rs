@@ -129,7 +129,8 @@ impl Core {
             return Ok(());
         }
         self.pressure.set(0);
-        if self.l2.is_crowded() || self.refs.cache.is_crowded() || self.alloc.pending.borrow().len() > 1 << 16 {
+        if self.l2.is_crowded() || self.refs.cache.is_crowded() || self.alloc.pending.borrow().len() > 1 << 16
+        {
             self.commit().await?;
         }
         Ok(())
@@ -335,7 +336,8 @@ impl Core {
         }
         let (name_at, name_len) = (header::be64(&head, 8) as usize, header::be32(&head, 16) as usize);
         if there && header::be32(&head, at) == header::EXT_END {
-            if name_at != 0 && name_at < at + 16 && !self.move_name(&head, name_at, name_len, at + 16).await? {
+            if name_at != 0 && name_at < at + 16 && !self.move_name(&head, name_at, name_len, at + 16).await?
+            {
                 return Ok(());
             }
             if head[at + 8..at + 16].iter().any(|&b| b != 0) {

@@ -31,7 +31,10 @@ pub fn pack(kind: Compression, cluster: &[u8]) -> Option<IoData> {
     let n = match kind {
         Compression::Zlib => DEFLATE.with_borrow_mut(|packer| {
             let level = libdeflater::CompressionLvl::new(ZLIB_LEVEL).ok()?;
-            packer.get_or_insert_with(|| libdeflater::Compressor::new(level)).deflate_compress(cluster, &mut out).ok()
+            packer
+                .get_or_insert_with(|| libdeflater::Compressor::new(level))
+                .deflate_compress(cluster, &mut out)
+                .ok()
         })?,
         Compression::Zstd => ZSTD.with_borrow_mut(|packer| {
             if packer.is_none() {

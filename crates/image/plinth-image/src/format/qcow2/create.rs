@@ -72,7 +72,9 @@ fn plan(size: u64, options: &Options) -> Result<Plan, Error> {
     let cluster = options.size("cluster_size")?.unwrap_or(65536);
     let bits = cluster.trailing_zeros();
     if !cluster.is_power_of_two() || !header::CLUSTER_BITS.contains(&bits) {
-        return Err(invalid(format!("clusters of {cluster} bytes: a power of two from 512 to 2 MiB is needed")));
+        return Err(invalid(format!(
+            "clusters of {cluster} bytes: a power of two from 512 to 2 MiB is needed"
+        )));
     }
     let version = if matches!(options.text("compat"), Some("0.10" | "v2")) { 2 } else { 3 };
     let refcount_bits = options.number("refcount_bits")?.unwrap_or(16);
@@ -126,9 +128,11 @@ fn plan(size: u64, options: &Options) -> Result<Plan, Error> {
         extensions: Vec::new(),
         leaks: false,
     };
-    for (bit, wanted) in
-        [(header::DATA_FILE, data_file.is_some()), (header::COMPRESSION, zstd), (header::EXTENDED_L2, extended)]
-    {
+    for (bit, wanted) in [
+        (header::DATA_FILE, data_file.is_some()),
+        (header::COMPRESSION, zstd),
+        (header::EXTENDED_L2, extended),
+    ] {
         header.incompatible |= if wanted { bit } else { 0 };
     }
     if version >= 3 {
@@ -291,9 +295,13 @@ impl Core {
         }
         while at < last {
             let old = self.entries(at, (last - at).min(AT_ONCE)).await?;
-            let free = old.iter().take_while(|e| self.host(**e).is_none() && e.word == 0 && e.bitmap == 0).count();
+            let free =
+                old.iter().take_while(|e| self.host(**e).is_none() && e.word == 0 && e.bitmap == 0).count();
             if free == 0 {
-                at += old.iter().take_while(|e| self.host(**e).is_some() || e.word != 0 || e.bitmap != 0).count() as u64;
+                at += old
+                    .iter()
+                    .take_while(|e| self.host(**e).is_some() || e.word != 0 || e.bitmap != 0)
+                    .count() as u64;
                 continue;
             }
             let all = |host: u64, count: u64| {

@@ -174,7 +174,8 @@ impl Header {
     /// Reads what the first cluster of an image says. `head` is that cluster, or the whole file if it is shorter.
     pub fn parse(name: &str, head: &[u8]) -> Result<Self, Error> {
         let corrupt = |why: &str| Error::corrupt(name, why);
-        let unsupported = |why: String| Error::new(ErrorKind::Unsupported, format!("cannot open '{name}'"), why);
+        let unsupported =
+            |why: String| Error::new(ErrorKind::Unsupported, format!("cannot open '{name}'"), why);
         if !is_qcow2(head) {
             let why = "it does not begin like a qcow2 image";
             return Err(Error::new(ErrorKind::Format, format!("cannot open '{name}'"), why));
@@ -232,13 +233,15 @@ impl Header {
         }
         if backing_at != 0 {
             let bytes = (backing_at as usize).checked_add(backing_len).and_then(|end| {
-                head.get(backing_at as usize..end.min(header.cluster_size() as usize)).filter(|b| b.len() == backing_len)
+                head.get(backing_at as usize..end.min(header.cluster_size() as usize))
+                    .filter(|b| b.len() == backing_len)
             });
             let bytes = bytes.filter(|b| b.len() <= MAX_BACKING).ok_or_else(|| {
                 corrupt("the name of the image below is longer than 1023 bytes or than the first cluster")
             })?;
             let text = String::from_utf8(bytes.to_vec());
-            let text = text.map_err(|_| unsupported("the name of the image below is not UTF-8".to_owned()))?;
+            let text =
+                text.map_err(|_| unsupported("the name of the image below is not UTF-8".to_owned()))?;
             header.backing = Some(text).filter(|t| !t.is_empty());
         }
         header.check_fields(name)?;
@@ -267,7 +270,9 @@ impl Header {
             (0, false) => Compression::Zlib,
             (1, true) => Compression::Zstd,
             (0, true) | (_, false) => {
-                return Err(corrupt("its feature bits and its compression type contradict each other".to_owned()));
+                return Err(corrupt(
+                    "its feature bits and its compression type contradict each other".to_owned(),
+                ));
             }
             (kind, true) => {
                 let why = format!("its compression type is {kind}, and 0 (zlib) and 1 (zstd) are known");

@@ -241,7 +241,8 @@ impl Core {
         };
         block.with(|b| self.scan(b, index, within, len)).ok_or_else(|| {
             let entry = block.with(|b| self.read_entry(b, index));
-            let why = format!("the L2 entry {:#x} {:#x} at {offset:#x} makes no sense", entry.word, entry.bitmap);
+            let why =
+                format!("the L2 entry {:#x} {:#x} at {offset:#x} makes no sense", entry.word, entry.bitmap);
             Error::corrupt(&self.info.name, why)
         })
     }

@@ -52,8 +52,8 @@ use map::{L1, View};
 
 use super::table::{TableCache, table_len};
 use super::{
-    BackingLink, Bitmaps, CheckReport, Description, Driver, Format, Image, Links, OpenRequest, Options, Progress,
-    Repair, Snapshots,
+    BackingLink, Bitmaps, CheckReport, Description, Driver, Format, Image, Links, OpenRequest, Options,
+    Progress, Repair, Snapshots,
 };
 use crate::graph::{
     Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, RangeLocks, check_range, check_write, read_table,
@@ -210,9 +210,7 @@ impl Core {
 
     async fn open_backing(request: &OpenRequest, header: &Header) -> Result<Option<Rc<dyn Image>>, Error> {
         match header.backing_link()? {
-            Some(link) if !request.options.no_backing => {
-                Ok(Some(request.links.open_backing(&link).await?))
-            }
+            Some(link) if !request.options.no_backing => Ok(Some(request.links.open_backing(&link).await?)),
             _ => Ok(None),
         }
     }
@@ -229,8 +227,8 @@ impl Core {
             return Ok(());
         }
         let unknown = header.autoclear & !(header::BITMAPS | header::DATA_FILE_RAW);
-        let stale_bitmaps = header.autoclear & header::BITMAPS == 0
-            && header.extension(header::EXT_BITMAPS).is_some();
+        let stale_bitmaps =
+            header.autoclear & header::BITMAPS == 0 && header.extension(header::EXT_BITMAPS).is_some();
         if unknown != 0 {
             self.change_header(|h| h.autoclear &= header::BITMAPS | header::DATA_FILE_RAW).await?;
         }
@@ -286,7 +284,8 @@ impl Header {
     /// What the header says of the image below.
     fn backing_link(&self) -> Result<Option<BackingLink>, Error> {
         let Some(name) = &self.backing else { return Ok(None) };
-        let format = self.extension(header::EXT_BACKING_FORMAT).map(|f| String::from_utf8_lossy(f).into_owned());
+        let format =
+            self.extension(header::EXT_BACKING_FORMAT).map(|f| String::from_utf8_lossy(f).into_owned());
         let format = format.filter(|f| !f.is_empty()).map(|f| f.parse()).transpose()?;
         Ok(Some(BackingLink { name: name.clone(), format, identity: None }))
     }

@@ -110,7 +110,11 @@ impl Core {
             return Ok(());
         }
         let doing = format!("cannot use snapshots in '{}'", self.info.name);
-        Err(Error::new(ErrorKind::Unsupported, doing, "its data is in another file, which keeps one state only"))
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            doing,
+            "its data is in another file, which keeps one state only",
+        ))
     }
 
     /// Does something to the counts and flags of the whole image. Until it is done, they are marked as not to be

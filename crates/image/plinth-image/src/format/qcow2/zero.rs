@@ -153,7 +153,8 @@ impl Core {
         let last = to >> self.bits;
         while cluster < last {
             let old = self.entries(cluster, last - cluster).await?;
-            let new: Vec<_> = old.iter().enumerate().map(|(n, &e)| self.discarded(e, cluster + n as u64)).collect();
+            let new: Vec<_> =
+                old.iter().enumerate().map(|(n, &e)| self.discarded(e, cluster + n as u64)).collect();
             if new != old {
                 self.set_entries(cluster, &new, true).await?;
             }
