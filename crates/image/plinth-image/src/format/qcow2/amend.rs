@@ -123,7 +123,8 @@ impl Core {
         // With all counts written, either way of marking the image is right.
         self.unmark().await?;
         self.change_header(|h| {
-            h.compatible = h.compatible & !header::LAZY_REFCOUNTS | u64::from(lazy) * header::LAZY_REFCOUNTS;
+            h.compatible &= !header::LAZY_REFCOUNTS;
+            h.compatible |= if lazy { header::LAZY_REFCOUNTS } else { 0 };
         })
         .await
     }

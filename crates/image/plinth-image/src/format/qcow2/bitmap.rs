@@ -246,7 +246,7 @@ impl Core {
 
     async fn bitmap_table(&self, bitmap: &Stored) -> Result<Vec<u64>, Error> {
         let len = u64::from(bitmap.entries) * 8;
-        if len > MAX_BYTES || bitmap.table % self.cluster != 0 {
+        if len > MAX_BYTES || !bitmap.table.is_multiple_of(self.cluster) {
             let why = format!("the table of the bitmap '{}' makes no sense", bitmap.name);
             return Err(Error::corrupt(&self.info.name, why));
         }
@@ -333,7 +333,7 @@ impl Core {
             bits.copy(n * self.cluster, &mut bytes);
             let used = total.saturating_sub(n * self.cluster * 8).min(self.cluster * 8);
             let ones = bytes[..(used / 8) as usize].iter().all(|&b| b == 0xff)
-                && (used % 8 == 0 || bytes[(used / 8) as usize] == (1 << (used % 8)) - 1);
+                && (used.is_multiple_of(8) || bytes[(used / 8) as usize] == (1 << (used % 8)) - 1);
             let entry = if crate::graph::is_zero(&bytes) {
                 0
             } else if ones {

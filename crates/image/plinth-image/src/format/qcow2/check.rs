@@ -116,7 +116,7 @@ impl Check<'_> {
     /// A table of clusters that must be aligned and inside of the file.
     fn add_table(&mut self, what: &str, offset: u64, len: u64) -> bool {
         let end = offset.checked_add(len);
-        if offset % self.core.cluster != 0 || end.is_none_or(|e| e > self.file_end) {
+        if !offset.is_multiple_of(self.core.cluster) || end.is_none_or(|e| e > self.file_end) {
             self.corrupt(format!("{what} cannot be at {offset:#x} with {len} bytes"));
             return false;
         }
@@ -197,7 +197,7 @@ impl Check<'_> {
             if offset == 0 {
                 continue;
             }
-            if offset % self.core.cluster != 0 || offset >= self.file_end {
+            if !offset.is_multiple_of(self.core.cluster) || offset >= self.file_end {
                 self.corrupt(format!("an L2 table cannot be at {offset:#x}"));
                 continue;
             }
@@ -311,7 +311,7 @@ impl Check<'_> {
         let wanted: Vec<_> = (start / per..last.min(limit.div_ceil(per)))
             .filter_map(|n| {
                 let offset = table.get(n as usize).map_or(0, |e| e & !0x1ff);
-                let valid = offset != 0 && offset % cluster == 0 && offset < self.file_end;
+                let valid = offset != 0 && offset.is_multiple_of(cluster) && offset < self.file_end;
                 let counted = valid
                     || self
                         .counter
@@ -373,7 +373,7 @@ impl Check<'_> {
 impl Core {
     /// The entries of an L1 table in the file.
     pub async fn read_l1(&self, offset: u64, size: u32) -> Result<Vec<u64>, Error> {
-        if u64::from(size) * 8 > header::MAX_L1 || offset % self.cluster != 0 {
+        if u64::from(size) * 8 > header::MAX_L1 || !offset.is_multiple_of(self.cluster) {
             return Err(Error::corrupt(&self.info.name, "an L1 table makes no sense"));
         }
         let bytes = read_table(&*self.file, offset, size as usize * 8, "an L1 table").await?;

@@ -176,18 +176,19 @@ impl Core {
             let l1 = self.l1.borrow();
             sectors(&l1.entries, l1.offset, &batch.l1)
         };
-        let table = self.refs.table.borrow();
-        let (whole_table, table_writes) = match batch.table_at {
-            Some((at, _)) => {
-                let all: Vec<_> = (0..table.len().div_ceil(SECTOR_ENTRIES)).collect();
-                (sectors(&table, at, &all), Writes::new())
-            }
-            None => {
-                let at = self.header.borrow().reftable_offset;
-                (Writes::new(), sectors(&table, at, &batch.ref_sectors))
+        let (whole_table, table_writes) = {
+            let table = self.refs.table.borrow();
+            match batch.table_at {
+                Some((at, _)) => {
+                    let all: Vec<_> = (0..table.len().div_ceil(SECTOR_ENTRIES)).collect();
+                    (sectors(&table, at, &all), Writes::new())
+                }
+                None => {
+                    let at = self.header.borrow().reftable_offset;
+                    (Writes::new(), sectors(&table, at, &batch.ref_sectors))
+                }
             }
         };
-        drop(table);
         self.mark().await?;
         // Counts that nothing in the file leads to yet come first of all: with the blocks' and the table's own.
         if !batch.new_blocks.is_empty() || batch.table_at.is_some() {

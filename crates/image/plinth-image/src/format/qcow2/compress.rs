@@ -123,7 +123,7 @@ impl Core {
             Err(Error::new(kind, format!("cannot write compressed data to '{}'", self.info.name), why))
         };
         let whole = data.len() as u64 == self.cluster || offset + data.len() as u64 == self.size.get();
-        if offset % self.cluster != 0 || !whole || data.len() as u64 > self.cluster {
+        if !offset.is_multiple_of(self.cluster) || !whole || data.len() as u64 > self.cluster {
             return refused(ErrorKind::Invalid, "it must be one whole cluster");
         }
         if self.data.is_some() {

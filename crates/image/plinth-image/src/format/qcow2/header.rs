@@ -415,12 +415,10 @@ impl Header {
         }
         // There should be room for [`EXT_LEAKS`] too.
         let crowded = (b.len() + 8) as u64 > self.cluster_size();
-        if crowded {
-            if self.extension(EXT_FEATURES).is_some() {
-                let mut smaller = self.clone();
-                smaller.set_extension(EXT_FEATURES, None);
-                return smaller.encode(name);
-            }
+        if crowded && self.extension(EXT_FEATURES).is_some() {
+            let mut smaller = self.clone();
+            smaller.set_extension(EXT_FEATURES, None);
+            return smaller.encode(name);
         }
         if b.len() as u64 > self.cluster_size() {
             let why = format!(

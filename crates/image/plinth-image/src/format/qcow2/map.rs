@@ -199,7 +199,7 @@ impl Core {
     /// Where an L1 entry says its table is; `None` for no table.
     pub fn l2_offset(&self, entry: u64) -> Result<Option<u64>, Error> {
         let offset = entry & OFFSET;
-        if offset % self.cluster != 0 {
+        if !offset.is_multiple_of(self.cluster) {
             return Err(Error::corrupt(&self.info.name, format!("an L2 table cannot be at {offset:#x}")));
         }
         Ok(Some(offset).filter(|&o| o != 0))

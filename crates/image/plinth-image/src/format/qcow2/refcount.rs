@@ -192,7 +192,7 @@ mod tests {
     fn counts_of_every_width() {
         for order in 0..=6 {
             let mut bytes = vec![0; 128];
-            let n = 128 * 8 >> order;
+            let n = (128 * 8) >> order;
             for i in 0..n {
                 set(&mut bytes, order, i, (i as u64 * 0x9e37_79b9_7f4a_7c15) & max(order));
             }

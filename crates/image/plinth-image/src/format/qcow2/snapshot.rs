@@ -207,7 +207,7 @@ impl Core {
                             let first = offset >> self.bits;
                             // As a check counts: not behind the file's end.
                             let end = (offset + len).min(self.file.size().next_multiple_of(self.cluster));
-                            (first, (end.max(offset + 1) - 1 >> self.bits) - first + 1)
+                            (first, ((end.max(offset + 1) - 1) >> self.bits) - first + 1)
                         } else {
                             match self.host(entry) {
                                 Some(host) => (host >> self.bits, 1),
