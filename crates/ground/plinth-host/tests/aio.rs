@@ -98,3 +98,19 @@ fn work_runs_on_other_threads() {
         }
     });
 }
+
+#[test]
+fn tasks_run_beside_and_end_with_the_one_that_matters() {
+    on_both(async || {
+        let (sender, receiver) = futures_channel::oneshot::channel();
+        aio::spawn(async {
+            aio::spawn(async {
+                aio::sleep(Duration::from_millis(5)).await;
+                sender.send(7).unwrap();
+            });
+            // Never ends by itself.
+            std::future::pending::<()>().await;
+        });
+        assert_eq!(receiver.await, Ok(7));
+    });
+}

@@ -13,6 +13,7 @@ pub mod format;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod graph;
+pub mod job;
 mod probe;
 #[doc(hidden)]
 pub mod testing;

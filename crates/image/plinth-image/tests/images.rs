@@ -3,7 +3,8 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::path::PathBuf;
 
-use plinth_image::disk::{Disk, OpenOptions, Overlay, RawImage};
+use plinth_image::disk::{Disk, GraphDisk, OpenOptions, Overlay, RawImage};
+use plinth_image::format::{Format, Trust};
 use plinth_image::{Error, ErrorKind};
 
 const READ_WRITE: OpenOptions = OpenOptions { read_only: false, trust_raw: false };
@@ -152,4 +153,32 @@ fn an_overlay_behaves_like_the_disk_and_leaves_it_alone() {
     assert_eq!(kind(write(&disk, model.len() as u64, b"x")), ErrorKind::OutOfRange);
     disk.flush().unwrap();
     assert!(std::fs::read(&path).unwrap().iter().enumerate().all(|(i, &b)| b == (i % 251) as u8));
+}
+
+#[test]
+fn a_graph_is_a_disk_for_many_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = image(&dir, &[7; 1 << 20]);
+    let disk = GraphDisk::open(&path, Some(Format::Raw), false, Trust::default()).unwrap();
+    assert_eq!((disk.size(), disk.read_only(), disk.format()), (1 << 20, false, Format::Raw));
+    std::thread::scope(|s| {
+        for n in 0..8u8 {
+            let disk = &disk;
+            s.spawn(move || {
+                for i in 0..50 {
+                    let at = u64::from(n) * 65536 + i * 1000;
+                    write(disk, at, &[n + 10; 700]).unwrap();
+                    assert_eq!(read(disk, at, 701), [&[n + 10; 700][..], &[7]].concat());
+                }
+            });
+        }
+    });
+    disk.flush().unwrap();
+    disk.write_zeroes(4096, 8192, true).unwrap();
+    assert_eq!(read(&disk, 4096, 8192), [0; 8192]);
+    assert_eq!(kind(write(&disk, (1 << 20) - 1, b"xy")), ErrorKind::OutOfRange);
+    let busy = GraphDisk::open(&path, Some(Format::Raw), false, Trust::default());
+    assert_eq!(busy.err().unwrap().kind, ErrorKind::Busy);
+    drop(disk);
+    assert_eq!(std::fs::read(&path).unwrap()[65536], 11);
 }

@@ -15,6 +15,11 @@ use clap::Parser;
 use cli::{BuildWhat, Cli, Command, ImageCommand};
 
 fn main() -> ExitCode {
+    let mut args = std::env::args_os();
+    let name = args.next().unwrap_or_default();
+    if std::path::Path::new(&name).file_name().is_some_and(|n| n == "qemu-img") {
+        return command::qemu_img::run(args.collect());
+    }
     let cli = Cli::parse();
     let format = cli.global.output;
     let done = logging::start(&cli.global).and_then(|()| match cli.command {
@@ -22,6 +27,8 @@ fn main() -> ExitCode {
         Command::Image(ImageCommand::Build(BuildWhat::Debian(args))) => {
             command::image::build(&args, &cli.global)
         }
+        Command::Disk(args) => command::disk::run(&args.command, &cli.global),
+        Command::QemuImg { args } => Ok(command::qemu_img::run(args)),
         Command::Completions { shell } => command::shell::completions(shell),
         Command::Man { dir } => command::shell::man(dir.as_deref()),
     });

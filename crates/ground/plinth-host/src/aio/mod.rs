@@ -29,7 +29,7 @@ use std::time::Duration;
 
 pub use op::Descriptor;
 use op::{Op, Request};
-pub use reactor::{Backend, block_on, block_on_with};
+pub use reactor::{Backend, block_on, block_on_with, spawn};
 
 use crate::buffer::{IoBuf, IoData};
 
@@ -136,6 +136,19 @@ pub async fn readable<F: AsFd + Send + Sync + 'static>(fd: &Arc<F>) -> io::Resul
 /// Waits.
 pub async fn sleep(time: Duration) {
     Request::new(Op::Sleep { time }).await;
+}
+
+/// Runs `work`, which may wait long, on a thread of its own.
+///
+/// # Panics
+/// If `work` panics.
+pub fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = T> {
+    let (sender, receiver) = futures_channel::oneshot::channel();
+    std::thread::spawn(move || {
+        // Nobody waits any more if this fails.
+        let _ = sender.send(work());
+    });
+    async { receiver.await.expect("work on another thread does not panic") }
 }
 
 /// Runs `work` on one of the process's worker threads, of which there is one for each CPU.

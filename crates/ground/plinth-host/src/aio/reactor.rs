@@ -2,12 +2,14 @@
 
 use std::cell::RefCell;
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use slab::Slab;
 
 use super::op::Op;
@@ -70,9 +72,13 @@ impl Wake for Unpark {
     }
 }
 
+type Task = Pin<Box<dyn Future<Output = ()>>>;
+
 struct Local {
     reactor: RefCell<Reactor>,
     unpark: Arc<Unpark>,
+    /// Tasks that were spawned since the running ones were last polled.
+    spawned: RefCell<Vec<Task>>,
 }
 
 thread_local! {
@@ -94,7 +100,8 @@ impl Local {
         };
         let unpark =
             Arc::new(Unpark { woken: AtomicBool::new(true), thread: std::thread::current().id(), event });
-        Rc::new(Self { reactor: RefCell::new(Reactor { entries: Slab::new(), driver }), unpark })
+        let reactor = RefCell::new(Reactor { entries: Slab::new(), driver });
+        Rc::new(Self { reactor, unpark, spawned: RefCell::default() })
     }
 
     /// Hands in what was prepared, takes what is done; with `wait`, sleeps until there is something.
@@ -139,6 +146,17 @@ impl Drop for Local {
             self.turn(true);
         }
     }
+}
+
+/// Lets a future run beside the one that [`block_on`] runs. It is dropped when that one ends.
+///
+/// # Panics
+/// Outside of `block_on`.
+pub fn spawn(task: impl Future<Output = ()> + 'static) {
+    let local = local();
+    local.spawned.borrow_mut().push(Box::pin(task));
+    // It is polled soon, whoever polls now.
+    local.unpark.wake_by_ref();
 }
 
 pub fn submit(op: Op, waker: Waker) -> Key {
@@ -229,11 +247,16 @@ pub fn block_on_with<T>(backend: Backend, future: impl Future<Output = T>) -> T 
     let waker = Waker::from(local.unpark.clone());
     let mut cx = Context::from_waker(&waker);
     let mut future = pin!(future);
+    let mut tasks = FuturesUnordered::new();
     loop {
-        if local.unpark.woken.swap(false, Ordering::AcqRel)
-            && let Poll::Ready(value) = future.as_mut().poll(&mut cx)
-        {
-            return value;
+        if local.unpark.woken.swap(false, Ordering::AcqRel) {
+            if let Poll::Ready(value) = future.as_mut().poll(&mut cx) {
+                return value;
+            }
+            tasks.extend(local.spawned.take());
+            while let Poll::Ready(Some(())) = tasks.poll_next_unpin(&mut cx) {
+                tasks.extend(local.spawned.take());
+            }
         }
         local.turn(!local.unpark.woken.load(Ordering::Acquire));
     }

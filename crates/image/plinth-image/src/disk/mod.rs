@@ -1,13 +1,60 @@
 //! Disks for a running machine: called from several threads at once, and calls block.
 
+mod graph;
 mod overlay;
 mod raw;
 
+use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use crate::Error;
+use crate::format::{Format, Sample, Trust, probe};
+use crate::graph::{FileNode, FileOptions, Node};
+pub use graph::GraphDisk;
 pub use overlay::Overlay;
 pub use raw::{OpenOptions, RawImage};
+
+/// Opens the image at `path`, in any format; without `format`, its contents decide.
+///
+/// # Errors
+/// As for opening a [`RawImage`] or a [`GraphDisk`].
+pub fn open(
+    path: &Path,
+    format: Option<Format>,
+    read_only: bool,
+    trust: Trust,
+) -> Result<Box<dyn Disk>, Error> {
+    let format = match format {
+        Some(format) => Some(format),
+        None => probe_file(path)?,
+    };
+    match format {
+        Some(format) if format != Format::Raw => {
+            Ok(Box::new(GraphDisk::open(path, Some(format), read_only, trust)?))
+        }
+        // Raw disks go without a thread of their own.
+        format => {
+            Ok(Box::new(RawImage::open(path, &OpenOptions { read_only, trust_raw: format.is_some() })?))
+        }
+    }
+}
+
+/// The format of a file, by its contents; `None` if it has no mark.
+fn probe_file(path: &Path) -> Result<Option<Format>, Error> {
+    let node = FileNode::open(path, &FileOptions { read_only: true, share: true, ..FileOptions::default() })?;
+    let (mut head, mut tail) = ([0; 2048], [0; 1024]);
+    let len = node.size();
+    let (head_len, tail_len) = (len.min(2048) as usize, len.min(1024) as usize);
+    let file = File::open(path).map_err(|e| Error::host("open", path, e))?;
+    let failed = |e| Error::host("read", path, e);
+    file.read_exact_at(&mut head[..head_len], 0).map_err(failed)?;
+    file.read_exact_at(&mut tail[..tail_len], len - tail_len as u64).map_err(failed)?;
+    let name = path.to_string_lossy();
+    let format = probe(&Sample { head: &head[..head_len], tail: &tail[..tail_len], len, name: &name });
+    Ok(Some(format).filter(|&f| f != Format::Raw))
+}
 
 /// A disk.
 pub trait Disk: Send + Sync {

@@ -110,7 +110,7 @@ fn check_contents(file: &File, len: u64) -> Result<(), String> {
     file.read_exact_at(&mut tail, len - tail_len).map_err(|e| e.to_string())?;
     let format = probe(&Sample { head: &head, tail: &tail, len, name: "" });
     if format != Format::Raw {
-        return Err(format!("it is a {format} image, and Plinth runs raw images only"));
+        return Err(format!("it is a {format} image, not a raw disk"));
     }
     if let Some(kind) = not_a_disk(&head) {
         return Err(format!("its contents are {kind}: unpack it first"));

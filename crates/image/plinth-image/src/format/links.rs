@@ -87,6 +87,15 @@ pub struct FileLinks {
 /// Images above each other at most.
 const MAX_CHAIN: usize = 256;
 
+/// The real path of the image that the one at `path` names as the one below it, if it may be opened.
+///
+/// # Errors
+/// [`ErrorKind::Denied`]; as for realpath(3).
+pub fn backing_path(path: &Path, name: &str, trust: &Trust) -> Result<PathBuf, Error> {
+    let options = OpenOptions { trust: trust.clone(), ..OpenOptions::default() };
+    FileLinks { path: path.to_owned(), options, chain: Vec::new() }.resolve(name)
+}
+
 impl FileLinks {
     /// The real path of what `name` means, if it may be opened.
     fn resolve(&self, name: &str) -> Result<PathBuf, Error> {

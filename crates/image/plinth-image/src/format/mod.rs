@@ -22,9 +22,9 @@ use crate::{Error, ErrorKind};
 pub use image::{
     BackingLink, Bitmap, Bitmaps, CheckReport, Description, Image, Progress, Repair, Snapshot, Snapshots,
 };
-pub use links::{LinkKind, Links, NoLinks, Trust};
+pub use links::{LinkKind, Links, NoLinks, Trust, backing_path};
 pub use open::{OpenOptions, Opened, open, open_node};
-pub use options::{OptionKind, OptionSpec, Options};
+pub use options::{OptionKind, OptionSpec, Options, parse_size};
 pub use output::{MemoryOutput, Output, OutputFiles};
 
 /// A format of disk images.

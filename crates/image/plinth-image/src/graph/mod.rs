@@ -4,9 +4,13 @@
 //! else happens. What must not interleave across an `await` is held with an asynchronous lock.
 
 mod file;
+mod http;
 pub(crate) mod lock;
 mod memory;
+mod overlay;
 mod range_lock;
+mod slice;
+mod throttle;
 
 use std::rc::Rc;
 
@@ -15,8 +19,12 @@ pub use plinth_host::buffer::{IoBuf, IoData};
 
 use crate::{Error, ErrorKind};
 pub use file::{Cache, FileNode, FileOptions};
+pub use http::HttpNode;
 pub use memory::MemoryNode;
+pub use overlay::{Keep, OverlayNode};
 pub use range_lock::{RangeGuard, RangeLocks};
+pub use slice::SliceNode;
+pub use throttle::{Limits, ThrottleNode};
 
 /// An operation under way. When it is dropped, its I/O may or may not happen, but nothing else is harmed: a node
 /// finishes or undoes its own bookkeeping.

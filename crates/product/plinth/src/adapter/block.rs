@@ -15,7 +15,7 @@ fn convert(e: Error) -> BlockError {
         ErrorKind::ReadOnly => BlockErrorKind::ReadOnly,
         ErrorKind::NoSpace => BlockErrorKind::NoSpace,
         ErrorKind::Unsupported => BlockErrorKind::Unsupported,
-        ErrorKind::NotFound | ErrorKind::Format | ErrorKind::Busy | ErrorKind::Io => BlockErrorKind::Io,
+        _ => BlockErrorKind::Io,
     };
     // The guest sees an I/O error only; the host's log says why.
     tracing::warn!(target: "plinth::disk", "{e}");

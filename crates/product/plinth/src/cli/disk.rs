@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use plinth_image::format::Format;
+
 /// How a device is reached by the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum DeviceBus {
@@ -20,8 +22,8 @@ pub struct DiskOption {
     pub path: PathBuf,
     /// The guest cannot write, and other machines can read along.
     pub read_only: bool,
-    /// The user says that the contents are raw.
-    pub raw: bool,
+    /// The format, if the user says so; else the contents decide.
+    pub format: Option<Format>,
     /// How the guest reaches it.
     pub bus: DeviceBus,
 }
@@ -40,7 +42,7 @@ impl FromStr for DiskOption {
     /// A path, or `path=FILE,key=value...`; a comma in the path is doubled there.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut disk =
-            Self { path: PathBuf::from(text), read_only: false, raw: false, bus: DeviceBus::default() };
+            Self { path: PathBuf::from(text), read_only: false, format: None, bus: DeviceBus::default() };
         if text.is_empty() {
             return Err("the path is empty".to_owned());
         }
@@ -56,8 +58,7 @@ impl FromStr for DiskOption {
                 ("path", "") => return Err("the path is empty".to_owned()),
                 ("path", path) => disk.path = PathBuf::from(path),
                 ("readonly", v) => disk.read_only = on_off(key, v)?,
-                ("format", "raw") => disk.raw = true,
-                ("format", v) => return Err(format!("format={v}: Plinth runs raw images only")),
+                ("format", v) => disk.format = Some(v.parse().map_err(|e| format!("{e}"))?),
                 ("bus", "virtio-pci") => disk.bus = DeviceBus::VirtioPci,
                 ("bus", "virtio-mmio") => disk.bus = DeviceBus::VirtioMmio,
                 ("bus", v) => return Err(format!("bus={v}: write bus=virtio-pci or bus=virtio-mmio")),
@@ -77,10 +78,14 @@ mod tests {
         let disk: DiskOption = "/a/b=c,d.raw".parse().unwrap();
         assert_eq!((disk.path.to_str(), disk.read_only), (Some("/a/b=c,d.raw"), false));
         let disk: DiskOption = "path=x,,y.raw,readonly=on,format=raw,bus=virtio-mmio".parse().unwrap();
-        let want =
-            DiskOption { path: "x,y.raw".into(), read_only: true, raw: true, bus: DeviceBus::VirtioMmio };
+        let want = DiskOption {
+            path: "x,y.raw".into(),
+            read_only: true,
+            format: Some(Format::Raw),
+            bus: DeviceBus::VirtioMmio,
+        };
         assert_eq!(disk, want);
-        for bad in ["", "path=", "path=x,readonly", "path=x,readonly=2", "path=x,format=qcow2", "path=x,a=b"]
+        for bad in ["", "path=", "path=x,readonly", "path=x,readonly=2", "path=x,format=qcow9", "path=x,a=b"]
         {
             assert!(bad.parse::<DiskOption>().is_err(), "{bad}");
         }

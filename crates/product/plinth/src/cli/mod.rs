@@ -1,6 +1,7 @@
 //! The command line.
 
 mod disk;
+pub mod disk_tool;
 pub mod size;
 
 use std::path::PathBuf;
@@ -61,6 +62,19 @@ pub enum Command {
     /// Make disk images
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Create, convert, check and change disk images
+    Disk(Box<disk_tool::DiskArgs>),
+    /// Take the arguments of qemu-img, and print what it prints
+    #[command(
+        name = "qemu-img",
+        disable_help_flag = true,
+        after_help = "The same under the name qemu-img: ln -s plinth qemu-img"
+    )]
+    QemuImg {
+        /// A command of qemu-img and its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<std::ffi::OsString>,
+    },
     /// Print a completion script for a shell
     #[command(
         after_help = "Examples:\n  plinth completions bash > ~/.local/share/bash-completion/completions/plinth"
@@ -163,7 +177,7 @@ pub struct RunArgs {
     /// Firmware that starts first; without it Plinth's own serves the kernel
     #[arg(long, value_name = "FILE")]
     pub firmware: Option<PathBuf>,
-    /// Disk: a raw image, or path=FILE[,readonly=on][,format=raw][,bus=virtio-pci|virtio-mmio]. Repeatable
+    /// Disk: an image of any format, or path=FILE[,readonly=on][,format=FORMAT][,bus=virtio-pci|virtio-mmio]. Repeatable
     #[arg(long, value_name = "DISK")]
     pub disk: Vec<DiskOption>,
     /// Memory of the guest, with a unit [default: 512M, for a named guest 1G]

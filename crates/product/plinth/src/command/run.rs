@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use plinth_image::disk::{Disk, OpenOptions, Overlay, RawImage};
+use plinth_image::disk::{self, Disk, Overlay};
+use plinth_image::format::Trust;
 use plinth_machine::board::Board;
 use plinth_machine::{BootFile, BootSources, boards};
 use plinth_net::{UserNet, UserNetConfig};
@@ -82,7 +83,7 @@ fn resolve_guest(args: &mut RunArgs) -> Result<()> {
     args.append = Some(image.cmdline + &added);
     args.kernel = Some(image.kernel);
     args.initrd = Some(image.initrd);
-    let disk = DiskOption { path: image.disk, read_only: false, raw: false, bus: DeviceBus::default() };
+    let disk = DiskOption { path: image.disk, read_only: false, format: None, bus: DeviceBus::default() };
     args.disk.insert(0, disk);
     Ok(())
 }
@@ -133,11 +134,11 @@ fn boot_sources(args: &RunArgs) -> Result<BootSources> {
 
 fn open_disk(option: &DiskOption, snapshot: bool) -> Result<Box<dyn Disk>> {
     let read_only = option.read_only || snapshot;
-    let image = RawImage::open(&option.path, &OpenOptions { read_only, trust_raw: option.raw })?;
+    let image = disk::open(&option.path, option.format, read_only, Trust::default())?;
     if snapshot && !option.read_only {
-        return Ok(Box::new(Overlay::new(Box::new(image))?));
+        return Ok(Box::new(Overlay::new(image)?));
     }
-    Ok(Box::new(image))
+    Ok(image)
 }
 
 /// Puts a virtio device where the guest finds it.

@@ -1,0 +1,60 @@
+//! Sources of disks: image files, and addresses of exports (NBD) and of files on web servers.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use plinth_image::format::{Format, OpenOptions, Opened, open, open_node};
+use plinth_image::graph::{FileNode, FileOptions, HttpNode, Keep, NodeRef, OverlayNode};
+use plinth_nbd::client;
+use plinth_nbd::uri::Uri;
+
+use super::common::failed;
+use crate::failure::{Code, Failure, Result};
+
+/// Bytes that are read from a web server at once.
+const WEB_CLUSTER: u32 = 1 << 20;
+
+/// Opens the image at a path or an address.
+///
+/// What an NBD server exports is a disk, so it is taken for raw unless the user says more.
+pub async fn open_source(path: &Path, options: &OpenOptions) -> Result<Opened> {
+    let text = path.to_str().unwrap_or_default();
+    if Uri::looks_like(text) {
+        let node = open_export(text, options.read_only).await?;
+        let format = options.format.or(Some(Format::Raw));
+        return open_node(node, &OpenOptions { format, ..options.clone() }).await.map_err(failed);
+    }
+    if HttpNode::is_address(text) {
+        let node = Rc::new(HttpNode::open(text).await.map_err(failed)?);
+        let store = Rc::new(cache_file()?);
+        let cache = OverlayNode::new(node, store, Keep::Reads, WEB_CLUSTER).map_err(failed)?;
+        return open_node(Rc::new(cache), options).await.map_err(failed);
+    }
+    open(path, options).await.map_err(failed)
+}
+
+async fn open_export(text: &str, read_only: bool) -> Result<NodeRef> {
+    let nbd = |e: &plinth_nbd::Error| Failure::from_error(Code::Failed, "", e);
+    let uri: Uri = text.parse().map_err(|e| nbd(&e))?;
+    let tls = match (uri.tls, std::env::var_os("PLINTH_TLS")) {
+        (true, Some(folder)) => Some(plinth_nbd::tls::client(Path::new(&folder)).map_err(|e| nbd(&e))?),
+        (true, None) => {
+            return Err(Failure::usage(format!("'{text}' needs TLS, and no certificates are given"))
+                .help("set PLINTH_TLS to a folder with ca-cert.pem, and client-cert.pem and client-key.pem if needed"));
+        }
+        (false, _) => None,
+    };
+    let options = client::Options { tls, read_only, bitmap: None };
+    Ok(Rc::new(client::open(&uri, &options).await.map_err(|e| nbd(&e))?))
+}
+
+/// A file without a name for what was read, in the host's folder for large temporary files.
+fn cache_file() -> Result<FileNode> {
+    let folder = std::env::var_os("TMPDIR").filter(|d| !d.is_empty()).unwrap_or("/var/tmp".into());
+    let file = tempfile::NamedTempFile::new_in(&folder).map_err(|e| {
+        let what = format!("cannot make a temporary file in '{}'", Path::new(&folder).display());
+        Failure::from_error(Code::Failed, &what, &e).help("name another folder in TMPDIR")
+    })?;
+    // The name goes away with `file`; the open file stays.
+    FileNode::open(file.path(), &FileOptions::default()).map_err(failed)
+}

@@ -1,0 +1,145 @@
+//! `plinth disk convert` and `plinth disk dd`.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Instant;
+
+use plinth_image::format::{Format, Options};
+use plinth_image::graph::NodeRef;
+use plinth_image::job::{self, ConvertRequest, CopyOptions, CopyReport};
+
+use super::address::open_source;
+use super::common::{
+    backing_link, close, failed, new_format, new_options, open_options, output, result, secret, with_progress,
+};
+use crate::cli::disk_tool::{ConvertArgs, DdArgs};
+use crate::cli::{Global, size};
+use crate::failure::{Code, Failure, Result};
+
+/// Turns `--compress TYPE` into an option of the format, where it has a choice.
+pub fn choose_compression(options: &mut Options, format: Format, kind: &str) -> Result<()> {
+    if kind.is_empty() {
+        return Ok(());
+    }
+    let has_choice = format.driver().is_some_and(|d| d.options.iter().any(|o| o.name == "compression_type"));
+    if !has_choice {
+        return Err(Failure::usage(format!("the format {format} has no choice of compression"))
+            .help("write --compress without a type"));
+    }
+    options.set("compression_type", kind);
+    format.driver().map_or(Ok(()), |d| options.check(d.options)).map_err(failed)
+}
+
+fn report(global: &Global, target: &Path, format: Format, report: &CopyReport, start: Instant) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let allocated = std::fs::metadata(target).map_or(0, |m| m.blocks() * 512);
+    let seconds = start.elapsed().as_secs_f64();
+    let value = serde_json::json!({
+        "path": target, "format": format.name(), "read": report.read, "written": report.written,
+        "allocated": allocated, "seconds": seconds, "unreadable": report.unreadable,
+    });
+    let mut text = format!(
+        "{}: {format}, {} copied in {seconds:.1} s, {} on the disk\n",
+        target.display(),
+        size::show(report.read),
+        size::show(allocated)
+    );
+    for (at, len) in &report.unreadable {
+        text.push_str(&format!("unreadable, now zeros: {len} bytes at {at}\n"));
+    }
+    result(global, &value, &text)
+}
+
+pub fn run(args: &ConvertArgs, global: &Global) -> Result<ExitCode> {
+    let Some((target, sources)) = args.paths.split_last().filter(|(_, s)| !s.is_empty()) else {
+        return Err(Failure::usage("name the images to read, and last the image to write"));
+    };
+    let format = new_format(&args.new, target);
+    let Some(mut options) = new_options(&args.new.options, format)? else { return Ok(ExitCode::SUCCESS) };
+    if let Some(kind) = &args.compress {
+        choose_compression(&mut options, format, kind)?;
+    }
+    if args.backing.is_some() && sources.len() > 1 {
+        return Err(Failure::usage("several disks cannot be put over one backing image"));
+    }
+    let start = Instant::now();
+    let done = with_progress("converting", async |progress| {
+        let mut nodes: Vec<NodeRef> = Vec::new();
+        for path in sources {
+            let opened = open_source(path, &open_options(&args.open, args.from, true)?).await?;
+            nodes.push(match &args.snapshot {
+                None => opened.image,
+                Some(name) => {
+                    let Some(snapshots) = opened.image.snapshots() else {
+                        let why = format!("'{}' has no snapshots", path.display());
+                        return Err(Failure::new(Code::Failed, why));
+                    };
+                    snapshots.view(name).await.map_err(failed)?
+                }
+            });
+        }
+        let mut backing = None;
+        let mut _below = None;
+        if let Some(path) = &args.backing {
+            let (link, opened) = backing_link(target, path, args.backing_format, &args.open).await?;
+            backing = Some(link);
+            _below = Some(opened);
+        }
+        let files = output(target, &args.new)?;
+        let secret = secret(args.open.secret_file.as_deref())?;
+        let copy = CopyOptions {
+            compress: args.compress.is_some(),
+            zero_run: args.zero_run.0,
+            layers: backing.as_ref().map(|_| 1),
+            salvage: args.salvage,
+            rate: args.rate.map(|r| r.0),
+            ..CopyOptions::default()
+        };
+        let request = ConvertRequest {
+            sources: nodes,
+            format,
+            options: &options,
+            backing,
+            secret: secret.as_deref(),
+            copy,
+        };
+        let done = job::convert(request, &files, progress).await.map_err(failed)?;
+        files.finish().map_err(failed)?;
+        Ok(done)
+    })?;
+    report(global, target, format, &done, start)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn dd(args: &DdArgs, global: &Global) -> Result<ExitCode> {
+    let format = new_format(&args.new, &args.target);
+    let Some(options) = new_options(&args.new.options, format)? else { return Ok(ExitCode::SUCCESS) };
+    let start = Instant::now();
+    let done = with_progress("copying", async |progress| {
+        let opened = open_source(&args.source, &open_options(&args.open, args.from, true)?).await?;
+        let source: Rc<_> = opened.image;
+        let from = args.skip.map_or(0, |s| s.0);
+        if from > source.size() {
+            return Err(Failure::usage(format!(
+                "--skip is behind the disk's end at {}",
+                size::show(source.size())
+            )));
+        }
+        let to = args.length.map_or(u64::MAX, |l| from.saturating_add(l.0)).min(source.size());
+        progress.total.set(to - from);
+        let files = output(&args.target, &args.new)?;
+        let secret = secret(args.open.secret_file.as_deref())?;
+        let image = job::create(&files, format, to - from, &options, None, secret.as_deref())
+            .await
+            .map_err(failed)?;
+        let copy = CopyOptions { target_is_zero: true, ..CopyOptions::default() };
+        let done = job::copy(&*source, from..to, &*image, 0, &copy, progress).await.map_err(failed)?;
+        close(&*image).await?;
+        drop(image);
+        files.finish().map_err(failed)?;
+        Ok(done)
+    })?;
+    report(global, &args.target, format, &done, start)?;
+    Ok(ExitCode::SUCCESS)
+}

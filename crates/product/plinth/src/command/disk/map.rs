@@ -1,0 +1,103 @@
+//! `plinth disk map` and `plinth disk measure`.
+
+use std::io::{BufWriter, Write};
+use std::process::ExitCode;
+
+use plinth_image::format::Options;
+use plinth_image::job::{self, Contents, MapEntry};
+use serde_json::json;
+
+use super::address::open_source;
+use super::common::{failed, interruptible, open_image, open_options, result, usage};
+use crate::cli::disk_tool::{MapArgs, MeasureArgs};
+use crate::cli::{Global, OutputFormat, size};
+use crate::failure::{Code, Failure, Result};
+
+fn text(entry: &MapEntry) -> String {
+    let e = &entry.extent;
+    let what = match (e.present, e.zero, e.compressed) {
+        (false, ..) => "nothing",
+        (_, true, _) => "zeros",
+        (.., true) => "compressed",
+        _ => "data",
+    };
+    let host = e.host.map_or("-".into(), |h| h.to_string());
+    format!("{:>16} {:>16} {what:<10} {:>5} {host:>16}\n", entry.start, e.len, e.depth)
+}
+
+fn value(entry: &MapEntry) -> serde_json::Value {
+    let e = &entry.extent;
+    json!({
+        "start": entry.start, "length": e.len, "depth": e.depth, "present": e.present, "zero": e.zero,
+        "data": e.data, "compressed": e.compressed, "offset": e.host,
+    })
+}
+
+pub fn map(args: &MapArgs, global: &Global) -> Result<ExitCode> {
+    let wrote = |e: std::io::Error| Failure::from_error(Code::Failed, "cannot write to standard output", &e);
+    let done: Result<()> = interruptible(async {
+        let opened = open_image(&args.image, true).await?;
+        let start = args.start.map_or(0, |s| s.0);
+        let end = args.length.map_or(u64::MAX, |l| start.saturating_add(l.0));
+        let mut out = BufWriter::new(std::io::stdout().lock());
+        let json = global.output == OutputFormat::Json;
+        let head =
+            format!("{:>16} {:>16} {:<10} {:>5} {:>16}\n", "START", "LENGTH", "WHAT", "DEPTH", "AT IN FILE");
+        out.write_all(if json { "[" } else { head.as_str() }.as_bytes()).map_err(wrote)?;
+        let mut first = true;
+        let mut each = |entry: MapEntry| {
+            let line = match json {
+                true => format!("{}\n{}", if first { "" } else { "," }, value(&entry)),
+                false => text(&entry),
+            };
+            first = false;
+            out.write_all(line.as_bytes()).map_err(wrote)
+        };
+        job::map::<MapFailure>(&*opened.image, start, end, &mut |e| each(e).map_err(MapFailure))
+            .await
+            .map_err(|f| f.0)?;
+        if json {
+            out.write_all(b"\n]\n").map_err(wrote)?;
+        }
+        out.flush().map_err(wrote)
+    });
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+/// A failure of a map: of the image, or of the output.
+struct MapFailure(Failure);
+
+impl From<plinth_image::Error> for MapFailure {
+    fn from(e: plinth_image::Error) -> Self {
+        Self(failed(e))
+    }
+}
+
+pub fn measure(args: &MeasureArgs, global: &Global) -> Result<ExitCode> {
+    let mut options = Options::default();
+    for text in &args.options {
+        options.add(text).map_err(|e| usage(&e))?;
+    }
+    let measured = interruptible(async {
+        match (&args.path, args.size) {
+            (Some(path), _) => {
+                let opened = open_source(path, &open_options(&args.open, args.from, true)?).await?;
+                job::measure(args.to, &options, Contents::Disk(&*opened.image)).await.map_err(failed)
+            }
+            (None, size) => {
+                let size = size.map_or(0, |s| s.0);
+                job::measure(args.to, &options, Contents::Size(size)).await.map_err(failed)
+            }
+        }
+    })?;
+    let value = json!({ "required": measured.required, "fully_allocated": measured.fully_allocated });
+    let text = format!(
+        "required         {} ({} bytes)\nfully allocated  {} ({} bytes)\n",
+        size::show(measured.required),
+        measured.required,
+        size::show(measured.fully_allocated),
+        measured.fully_allocated
+    );
+    result(global, &value, &text)?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,5 @@
+//! What an NBD server sends.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| plinth_nbd::fuzz::fuzz_nbd_client(data));
