@@ -9,7 +9,7 @@ use crate::Error;
 use crate::crypt::KeyCost;
 use crate::format::{
     Image, NoLinks, OpenOptions, OpenRequest, Progress, Repair, Sample, cloop, dmg, luks, parallels, probe,
-    qed, vdi, vhd, vhdx, vmdk,
+    qcow2, qed, vdi, vhd, vhdx, vmdk,
 };
 use crate::graph::{IoBuf, IoData, MemoryNode};
 use crate::probe::{not_a_disk, stated_size};
@@ -54,6 +54,18 @@ fn fuzz_image(open: Open, data: &[u8]) {
                 }
             }
             let _report = image.check(Repair::No, &Progress::default()).await;
+            if let Some(snapshots) = image.snapshots() {
+                for s in snapshots.list().iter().take(4) {
+                    if let Ok(view) = snapshots.view(&s.id).await {
+                        let _data = view.read(0, IoBuf::new(view.size().min(1 << 18) as usize)).await;
+                    }
+                }
+            }
+            if let Some(bitmaps) = image.bitmaps() {
+                for b in bitmaps.list().iter().take(4) {
+                    let _ranges = bitmaps.ranges(&b.name).await;
+                }
+            }
             if image.info().read_only {
                 return;
             }
@@ -144,4 +156,9 @@ pub fn fuzz_vhd(data: &[u8]) {
 /// Treats `data` as a VHDX image.
 pub fn fuzz_vhdx(data: &[u8]) {
     fuzz_image(vhdx::DRIVER.open, data);
+}
+
+/// Treats `data` as a qcow2 image.
+pub fn fuzz_qcow2(data: &[u8]) {
+    fuzz_image(qcow2::DRIVER.open, data);
 }

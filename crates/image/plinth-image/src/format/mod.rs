@@ -16,6 +16,7 @@ mod open;
 mod options;
 mod output;
 pub mod parallels;
+pub mod qcow2;
 pub mod qed;
 pub mod raw;
 pub mod table;
@@ -184,6 +185,7 @@ pub struct Driver {
 /// Every format that Plinth knows, in the order in which files are tried.
 pub static DRIVERS: &[&Driver] = &[
     &raw::DRIVER,
+    &qcow2::DRIVER,
     &luks::DRIVER,
     &parallels::DRIVER,
     &qed::DRIVER,
@@ -195,15 +197,8 @@ pub static DRIVERS: &[&Driver] = &[
     &vhdx::DRIVER,
 ];
 
-/// Marks of formats that have no driver yet, so that nobody takes them for raw.
-const MARKS: [(usize, &[u8], Format); 1] = [(0, b"QFI\xfb", Format::Qcow2)];
-
 /// What a file holds, by its contents. Whatever has no mark of another format is raw.
 #[must_use]
 pub fn probe(sample: &Sample<'_>) -> Format {
-    let driver = DRIVERS.iter().find(|d| (d.probe)(sample)).map(|d| d.format);
-    let mark = || {
-        MARKS.iter().find(|(at, mark, _)| sample.head.get(*at..at + mark.len()) == Some(mark)).map(|m| m.2)
-    };
-    driver.or_else(mark).unwrap_or(Format::Raw)
+    DRIVERS.iter().find(|d| (d.probe)(sample)).map_or(Format::Raw, |d| d.format)
 }

@@ -251,21 +251,54 @@ impl TableCache {
     /// # Errors
     /// As for [`write_dirty`](Self::write_dirty).
     pub async fn write_some(&self, want: impl Fn(&Block) -> bool) -> Result<(), Error> {
-        const AT_ONCE: usize = 32;
         let _alone = self.writing.lock().await;
+        self.write_blocks(self.stage(want)).await
+    }
+
+    /// The present contents of those of the changed blocks that `want` takes, to be written later by
+    /// [`write_staged`](Self::write_staged). What changes after this moment is not among it.
+    ///
+    /// Blocks must not be staged again before that, or an older state could be written over a newer one.
+    pub fn stage(&self, want: impl Fn(&Block) -> bool) -> Staged {
         let mut blocks = self.here(|b| b.is_dirty() && want(b));
         // Neighbours in the file one after the other.
         blocks.sort_by_key(|b| b.offset);
+        let stage = |block: Rc<Block>| {
+            let data = IoData::copy_of(&block.bytes.borrow());
+            block.dirty.set(false);
+            (Unwritten(Some(block)), data)
+        };
+        Staged(blocks.into_iter().map(stage).collect())
+    }
+
+    /// Writes staged contents, in any order. Durable only after a flush of the file.
+    ///
+    /// # Errors
+    /// As for [`write_dirty`](Self::write_dirty).
+    pub async fn write_staged(&self, staged: Staged) -> Result<(), Error> {
+        let _alone = self.writing.lock().await;
+        self.write_blocks(staged).await
+    }
+
+    async fn write_blocks(&self, staged: Staged) -> Result<(), Error> {
+        const AT_ONCE: usize = 32;
         let mut result = Ok(());
-        for some in blocks.chunks(AT_ONCE) {
-            let writes = some.iter().map(|block| async move {
-                let data = IoData::copy_of(&block.bytes.borrow());
-                block.dirty.set(false);
-                let unwritten = Unwritten(block);
-                self.file.write(block.offset, data).await?;
-                std::mem::forget(unwritten);
-                Ok(())
-            });
+        let mut blocks = staged.0.into_iter();
+        loop {
+            let writes: Vec<_> = blocks
+                .by_ref()
+                .take(AT_ONCE)
+                .map(|(mut unwritten, data)| async move {
+                    if let Some(block) = &unwritten.0 {
+                        self.file.write(block.offset, data).await?;
+                    }
+                    unwritten.0.take();
+                    Ok(())
+                })
+                .collect();
+            if writes.is_empty() {
+                break;
+            }
             for written in join_all(writes).await {
                 result = result.and(written);
             }
@@ -296,12 +329,26 @@ impl TableCache {
     }
 }
 
-/// Marks a block as changed again when its write fails or is given up.
-struct Unwritten<'a>(&'a Block);
+/// Contents of changed blocks as they were at one moment. Blocks of it that are not written are changed again.
+#[derive(Default)]
+pub struct Staged(Vec<(Unwritten, IoData)>);
 
-impl Drop for Unwritten<'_> {
+impl Staged {
+    /// True if there is nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Marks a block as changed again when its write fails or is given up.
+struct Unwritten(Option<Rc<Block>>);
+
+impl Drop for Unwritten {
     fn drop(&mut self) {
-        self.0.dirty.set(true);
+        if let Some(block) = &self.0 {
+            block.dirty.set(true);
+        }
     }
 }
 

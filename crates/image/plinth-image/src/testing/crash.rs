@@ -84,7 +84,7 @@ fn apply(record: &Record, file: &MemoryNode, torn: bool, random: &mut Random) {
             file.set_size(file.size().max(offset + len));
         }
         Record::Resize { size, .. } => file.set_size(*size),
-        Record::Done { .. } | Record::FlushStart { .. } => {}
+        Record::Done { .. } | Record::FlushStart { .. } | Record::Tick => {}
     }
 }
 
@@ -178,7 +178,7 @@ impl CrashTest {
         let image = self.subject.create(&world).await.map_err(|e| e.to_string())?;
         let shadow = Shadow::default();
         let begin = world.now();
-        self.work.run(&*image, &shadow, &|| world.now()).await?;
+        self.work.run(&*image, &shadow, &|| world.tick()).await?;
         shadow.verify(&*image, None).await?;
         image.close().await.map_err(|e| e.to_string())?;
         let (records, names) = (world.records(), world.names());

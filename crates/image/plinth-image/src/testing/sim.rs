@@ -24,6 +24,8 @@ pub enum Record {
     Done { id: u64 },
     /// A flush of a file was submitted.
     FlushStart { id: u64, file: usize },
+    /// Somebody looked at the clock.
+    Tick,
 }
 
 #[derive(Debug)]
@@ -86,6 +88,14 @@ impl World {
     #[must_use]
     pub fn now(&self) -> usize {
         self.state.borrow().records.len()
+    }
+
+    /// A time that no other event has, as a place in the record.
+    #[must_use]
+    pub fn tick(&self) -> usize {
+        let mut state = self.state.borrow_mut();
+        state.records.push(Record::Tick);
+        state.records.len()
     }
 
     /// The record.

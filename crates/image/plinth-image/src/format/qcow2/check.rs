@@ -1,0 +1,624 @@
+//! Checking and mending: the references that tables make are counted and compared with the counts in the file.
+
+use std::collections::{BTreeMap, HashMap};
+
+use futures_util::StreamExt;
+use futures_util::stream;
+
+use super::map::{COMPRESSED, COPIED, Entry, OFFSET, ZERO};
+use super::{Core, header, refcount};
+use crate::format::{CheckReport, Progress, Repair};
+use crate::graph::{IoBuf, read_table};
+use crate::{Error, ErrorKind};
+
+/// Clusters whose references are counted together.
+const CHUNK: u64 = 1 << 16;
+/// Chunks in memory at once: 32 MiB, for 2 TiB of clusters of 64 KiB. More are counted in several passes.
+const CHUNKS: usize = 512;
+/// Reads of tables in flight, and bytes of each at most.
+const READS: usize = 8;
+const READ: u64 = 1 << 20;
+
+/// References to clusters, of those from `start` to `limit`.
+struct Counter {
+    start: u64,
+    limit: u64,
+    chunks: BTreeMap<u64, Box<[u8]>>,
+    /// Counts that do not fit a byte.
+    over: HashMap<u64, u64>,
+    /// Behind the last cluster that is referred to.
+    end: u64,
+    /// Some cluster is referred to more than once.
+    shared: bool,
+}
+
+impl Counter {
+    fn new(start: u64) -> Self {
+        let (chunks, over) = (BTreeMap::new(), HashMap::new());
+        Self { start, limit: u64::MAX, chunks, over, end: 0, shared: false }
+    }
+
+    fn add(&mut self, cluster: u64, times: u64) {
+        self.end = self.end.max(cluster + 1);
+        if cluster < self.start || cluster >= self.limit {
+            return;
+        }
+        let number = cluster / CHUNK;
+        if !self.chunks.contains_key(&number) && self.chunks.len() >= CHUNKS {
+            // The last ones are for the next pass.
+            let last = self.chunks.last_key_value().map_or(0, |c| *c.0).max(number);
+            self.limit = last * CHUNK;
+            self.chunks.remove(&last);
+            self.over.retain(|&c, _| c < last * CHUNK);
+            if number == last {
+                return;
+            }
+        }
+        let chunk = self.chunks.entry(number).or_insert_with(|| vec![0; CHUNK as usize].into());
+        let byte = &mut chunk[(cluster % CHUNK) as usize];
+        let sum = u64::from(*byte) + times;
+        self.shared |= sum > 1;
+        if sum < 255 {
+            *byte = sum as u8;
+            return;
+        }
+        let more = if *byte == 255 { times } else { sum };
+        *byte = 255;
+        *self.over.entry(cluster).or_default() += more;
+    }
+
+    fn get(&self, cluster: u64) -> u64 {
+        match self.chunks.get(&(cluster / CHUNK)).map_or(0, |c| c[(cluster % CHUNK) as usize]) {
+            255 => self.over.get(&cluster).copied().unwrap_or(255),
+            n => u64::from(n),
+        }
+    }
+}
+
+/// An L2 table: how many L1 tables have it, and if the active one is among them.
+#[derive(Clone, Copy, Default)]
+struct Table {
+    times: u64,
+    active: bool,
+}
+
+/// One check.
+struct Check<'a> {
+    core: &'a Core,
+    report: CheckReport,
+    counter: Counter,
+    /// Bytes of the file, in whole clusters.
+    file_end: u64,
+    /// Where the next cluster would follow the last one.
+    next: u64,
+    /// Flags of the active tables may be wrong.
+    flags_doubtful: bool,
+    /// The blocks of counts themselves are damaged.
+    structure: u64,
+    first_pass: bool,
+}
+
+impl Check<'_> {
+    fn corrupt(&mut self, why: String) {
+        if self.first_pass {
+            self.report.corruptions += 1;
+            self.report.say(why);
+        }
+    }
+
+    fn add_bytes(&mut self, offset: u64, len: u64, times: u64) {
+        let bits = self.core.bits;
+        for cluster in offset >> bits..(offset + len).div_ceil(self.core.cluster) {
+            self.counter.add(cluster, times);
+        }
+    }
+
+    /// A table of clusters that must be aligned and inside of the file.
+    fn add_table(&mut self, what: &str, offset: u64, len: u64) -> bool {
+        let end = offset.checked_add(len);
+        if !offset.is_multiple_of(self.core.cluster) || end.is_none_or(|e| e > self.file_end) {
+            self.corrupt(format!("{what} cannot be at {offset:#x} with {len} bytes"));
+            return false;
+        }
+        self.add_bytes(offset, len, 1);
+        true
+    }
+
+    /// Counts what the entries of one table refer to.
+    fn add_entries(&mut self, bytes: &[u8], table: Table) {
+        let core = self.core;
+        let n = core.entry_size() as usize;
+        let v3 = core.v3();
+        let with_data_file = core.data.is_some();
+        for (i, raw) in bytes.chunks_exact(n).enumerate() {
+            let word = header::be64(raw, 0);
+            let bitmap = if n == 16 { header::be64(raw, 8) } else { 0 };
+            if word == 0 && bitmap == 0 {
+                continue;
+            }
+            let entry = Entry { word, bitmap };
+            if word & COMPRESSED != 0 {
+                let (offset, len) = core.compressed(entry);
+                if word & COPIED != 0 || with_data_file {
+                    self.corrupt(format!("the compressed entry {word:#x} has a flag that it cannot have"));
+                }
+                if offset >= self.file_end {
+                    self.corrupt(format!("the compressed cluster at {offset:#x} is beyond the file's end"));
+                    continue;
+                }
+                // The last sector may be cut off by the file's end.
+                self.add_bytes(offset, len.min(self.file_end - offset), table.times);
+                if table.active && self.first_pass {
+                    self.report.allocated_clusters += 1;
+                    self.report.compressed_clusters += 1;
+                    self.report.fragmented_clusters += 1;
+                }
+                continue;
+            }
+            if bitmap & (bitmap >> 32) & 0xffff_ffff != 0 {
+                self.corrupt(format!(
+                    "entry {i} of an L2 table has subclusters that are data and zeros at once"
+                ));
+            }
+            let Some(host) = core.host(entry) else {
+                if bitmap & 0xffff_ffff != 0 {
+                    self.corrupt(format!("entry {i} of an L2 table has subclusters without a place"));
+                }
+                continue;
+            };
+            let data = if n == 16 { bitmap & 0xffff_ffff != 0 } else { !(v3 && word & ZERO != 0) };
+            if table.active && self.first_pass && data {
+                self.report.allocated_clusters += 1;
+                if self.next != 0 && self.next != host {
+                    self.report.fragmented_clusters += 1;
+                }
+                self.next = host + core.cluster;
+            }
+            if host % core.cluster != 0 {
+                self.corrupt(format!("a data cluster cannot be at {host:#x}"));
+                continue;
+            }
+            if with_data_file {
+                continue;
+            }
+            if host >= self.file_end {
+                self.corrupt(format!("the data cluster at {host:#x} is beyond the file's end"));
+                continue;
+            }
+            self.flags_doubtful |= table.active && word & COPIED == 0;
+            self.counter.add(host >> core.bits, table.times);
+        }
+    }
+
+    /// Adds the L2 tables of an L1 table to `tables`.
+    fn add_l1(&mut self, entries: &[u64], active: bool, times: u64, tables: &mut BTreeMap<u64, Table>) {
+        for &entry in entries {
+            let offset = entry & OFFSET;
+            if offset == 0 {
+                continue;
+            }
+            if !offset.is_multiple_of(self.core.cluster) || offset >= self.file_end {
+                self.corrupt(format!("an L2 table cannot be at {offset:#x}"));
+                continue;
+            }
+            let table = tables.entry(offset).or_default();
+            if active && table.active {
+                self.corrupt(format!("the L2 table at {offset:#x} is in the L1 table twice"));
+            }
+            table.active |= active;
+            table.times += times;
+            self.flags_doubtful |= active && entry & COPIED == 0;
+        }
+    }
+
+    /// All references of the image. `counts`: those to the refcount structures too.
+    async fn collect(&mut self, counts: bool, progress: &Progress) -> Result<(), Error> {
+        let core = self.core;
+        let header = core.header.borrow().clone();
+        self.counter.add(0, 1);
+        let mut tables = BTreeMap::new();
+        let active = core.l1.borrow().entries.clone();
+        self.add_table("the L1 table", header.l1_offset, active.len() as u64 * 8);
+        self.add_l1(&active, true, 1, &mut tables);
+        drop(active);
+        let mut l1_tables: BTreeMap<(u64, u32), u64> = BTreeMap::new();
+        for snapshot in core.snapshots.borrow().iter() {
+            *l1_tables.entry((snapshot.l1_offset, snapshot.l1_size)).or_default() += 1;
+        }
+        for ((offset, size), times) in l1_tables {
+            for _ in 0..times {
+                self.add_table("a snapshot's L1 table", offset, u64::from(size) * 8);
+            }
+            match core.read_l1(offset, size).await {
+                Ok(entries) => self.add_l1(&entries, false, times, &mut tables),
+                Err(e) if e.kind == ErrorKind::Corrupt => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.add_bytes(header.snapshots_offset, core.snapshot_table_len.get(), 1);
+        if let Some(data) = header.extension(header::EXT_CRYPT).filter(|d| d.len() >= 16) {
+            self.add_table("the encryption header", header::be64(data, 0), header::be64(data, 8));
+        }
+        for (offset, len) in core.bitmap_space().await? {
+            self.add_table("a bitmap", offset, len);
+        }
+        progress.total.set(tables.len() as u64);
+        progress.done.set(0);
+        for (&offset, table) in &tables {
+            self.counter.add(offset >> core.bits, table.times);
+        }
+        self.collect_tables(tables, progress).await?;
+        if counts {
+            let at = header.reftable_offset;
+            self.add_table("the refcount table", at, u64::from(header.reftable_clusters) << core.bits);
+            let blocks = core.refs.table.borrow().clone();
+            for entry in blocks {
+                let offset = entry & !0x1ff;
+                if entry != 0 && !self.add_table("a refcount block", offset, core.cluster) {
+                    self.structure += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn collect_tables(
+        &mut self,
+        tables: BTreeMap<u64, Table>,
+        progress: &Progress,
+    ) -> Result<(), Error> {
+        // Neighbours in the file are read together.
+        let core = self.core;
+        let mut groups: Vec<(u64, Vec<Table>)> = Vec::new();
+        let together = (READ / core.cluster).max(1) as usize;
+        for (offset, table) in tables {
+            match groups.last_mut() {
+                Some((at, group))
+                    if *at + ((group.len() as u64) << core.bits) == offset && group.len() < together =>
+                {
+                    group.push(table);
+                }
+                _ => groups.push((offset, vec![table])),
+            }
+        }
+        let cluster = core.cluster as usize;
+        let mut reads = stream::iter(groups)
+            .map(|(offset, group)| async move {
+                let bytes = core.file.read(offset, IoBuf::new(group.len() * cluster)).await?;
+                Ok::<_, Error>((group, bytes))
+            })
+            .buffered(READS);
+        while let Some(read) = reads.next().await {
+            let (group, bytes) = read?;
+            for (table, bytes) in group.iter().zip(bytes.chunks_exact(cluster)) {
+                self.add_entries(bytes, *table);
+            }
+            progress.add(group.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Compares with the counts in the file, of one pass; what is to be mended.
+    async fn compare(&mut self, repair: Repair) -> Result<Vec<(u64, u64)>, Error> {
+        let core = self.core;
+        let per = core.refs.per_block();
+        let order = core.refs.order();
+        let (start, limit) = (self.counter.start, self.counter.limit);
+        let table = core.refs.table.borrow().clone();
+        let mut fixes = Vec::new();
+        let cluster = core.cluster;
+        let last = (self.counter.end.min(limit).div_ceil(per)).max(table.len() as u64);
+        let wanted: Vec<_> = (start / per..last.min(limit.div_ceil(per)))
+            .filter_map(|n| {
+                let offset = table.get(n as usize).map_or(0, |e| e & !0x1ff);
+                let valid = offset != 0 && offset.is_multiple_of(cluster) && offset < self.file_end;
+                let counted = valid
+                    || self
+                        .counter
+                        .chunks
+                        .range(n * per / CHUNK..=((n + 1) * per - 1) / CHUNK)
+                        .next()
+                        .is_some();
+                counted.then_some((n, valid.then_some(offset)))
+            })
+            .collect();
+        let mut reads = stream::iter(wanted)
+            .map(|(n, offset)| async move {
+                let bytes = match offset {
+                    Some(offset) => Some(core.file.read(offset, IoBuf::new(cluster as usize)).await?),
+                    None => None,
+                };
+                Ok::<_, Error>((n, bytes))
+            })
+            .buffered(READS);
+        while let Some(read) = reads.next().await {
+            let (n, bytes) = read?;
+            for i in 0..per {
+                let c = n * per + i;
+                let stored = bytes.as_ref().map_or(0, |b| refcount::get(b, order, i as usize));
+                if stored == 0 && c >= self.counter.end {
+                    continue;
+                }
+                let right = self.counter.get(c);
+                if stored == right || c < start || c >= limit {
+                    continue;
+                }
+                let report = &mut self.report;
+                if stored < right {
+                    report.corruptions += 1;
+                    report
+                        .say(format!("cluster {c} is counted {stored} times and referred to {right} times"));
+                    if repair == Repair::All {
+                        fixes.push((c, right));
+                    }
+                } else {
+                    report.leaks += 1;
+                    report
+                        .say(format!("cluster {c} leaks: counted {stored} times, referred to {right} times"));
+                    if repair != Repair::No {
+                        fixes.push((c, right));
+                    }
+                }
+                if fixes.len() > 1 << 20 {
+                    // Written at once instead of one by one.
+                    self.structure += 1;
+                    fixes.clear();
+                }
+            }
+        }
+        Ok(fixes)
+    }
+}
+
+impl Core {
+    /// The entries of an L1 table in the file.
+    pub async fn read_l1(&self, offset: u64, size: u32) -> Result<Vec<u64>, Error> {
+        if u64::from(size) * 8 > header::MAX_L1 || !offset.is_multiple_of(self.cluster) {
+            return Err(Error::corrupt(&self.info.name, "an L1 table makes no sense"));
+        }
+        let bytes = read_table(&*self.file, offset, size as usize * 8, "an L1 table").await?;
+        Ok(bytes.chunks_exact(8).map(|c| header::be64(c, 0)).collect())
+    }
+
+    /// Checks the image; the caller holds all of it alone.
+    pub async fn check_all(&self, repair: Repair, progress: &Progress) -> Result<CheckReport, Error> {
+        if !self.info.read_only {
+            self.settle().await?;
+        }
+        let mut check = self.new_check();
+        let mut fixes = Vec::new();
+        let mut start = 0;
+        loop {
+            check.counter = Counter { shared: check.counter.shared, ..Counter::new(start) };
+            check.collect(true, progress).await?;
+            fixes.extend(check.compare(repair).await?);
+            check.first_pass = false;
+            if check.counter.limit == u64::MAX {
+                break;
+            }
+            start = check.counter.limit;
+        }
+        let mut report = std::mem::take(&mut check.report);
+        report.total_clusters = self.size.get().div_ceil(self.cluster);
+        report.image_end = check.counter.end << self.bits;
+        let doubtful = check.flags_doubtful || check.counter.shared;
+        let structure = check.structure;
+        drop(check);
+        let before = (report.corruptions, report.leaks);
+        if repair != Repair::No && (!fixes.is_empty() || structure > 0) {
+            let missing = fixes.iter().any(|f| !matches!(self.refs.block_offset(f.0), Ok(Some(_))));
+            if repair == Repair::All && (structure > 0 || missing) {
+                self.rebuild_counts(self.refs.order(), progress).await?;
+            } else {
+                for &(cluster, right) in &fixes {
+                    self.refs.set(cluster, right).await?;
+                }
+                self.changed();
+                self.commit_with(true).await?;
+            }
+            self.alloc.cursor.set(0);
+            self.alloc.packing.set(None);
+            // Counted anew, because one mended thing can show another.
+            let mut again = Box::pin(self.check_all(Repair::No, progress)).await?;
+            report.leaks_fixed = before.1.saturating_sub(again.leaks);
+            report.corruptions_fixed = before.0.saturating_sub(again.corruptions);
+            report.image_end = again.image_end;
+            again.messages.clear();
+        }
+        if doubtful && self.data.is_none() {
+            let wrong = self.mend_flags(repair == Repair::All).await?;
+            report.corruptions += wrong;
+            if repair == Repair::All {
+                self.commit_with(true).await?;
+                report.corruptions_fixed += wrong;
+            }
+            if wrong > 0 {
+                report.say(format!("{wrong} entries have a wrong flag for being the only reference"));
+            }
+        }
+        if repair == Repair::All && report.is_clean() {
+            let wrong = header::DIRTY | header::CORRUPT;
+            if self.header.borrow().incompatible & wrong != 0 {
+                self.change_header(|h| h.incompatible &= !wrong).await?;
+                self.file.flush().await?;
+                self.commits.marked.set(self.header.borrow().leaks);
+            }
+        }
+        Ok(report)
+    }
+
+    fn new_check(&self) -> Check<'_> {
+        Check {
+            core: self,
+            report: CheckReport::default(),
+            counter: Counter::new(0),
+            file_end: self.file.size().checked_next_multiple_of(self.cluster).unwrap_or(u64::MAX),
+            next: 0,
+            flags_doubtful: false,
+            structure: 0,
+            first_pass: true,
+        }
+    }
+
+    /// Compares the flags of the active tables with the counts; how many are wrong. With `mend`, they are not
+    /// any more.
+    pub async fn mend_flags(&self, mend: bool) -> Result<u64, Error> {
+        let mut wrong = 0;
+        let count = self.l1.borrow().entries.len();
+        let slice = self.l2.block_size() as u64;
+        for index in 0..count {
+            let entry = self.l1.borrow().entries[index];
+            let Ok(Some(table)) = self.l2_offset(entry) else { continue };
+            if table >= self.file.size() {
+                continue;
+            }
+            let alone = self.refs.get(table >> self.bits).await? == 1;
+            if alone != (entry & COPIED != 0) {
+                wrong += 1;
+                if mend {
+                    self.l1.borrow_mut().set(index, if alone { entry | COPIED } else { entry & !COPIED });
+                    self.changed();
+                }
+            }
+            for at in (0..self.cluster).step_by(slice as usize) {
+                let block = self.l2.load(table + at, "an L2 table").await?;
+                let entries = block.with(|b| {
+                    let n = b.len() / self.entry_size() as usize;
+                    (0..n).map(|i| self.read_entry(b, i)).collect::<Vec<_>>()
+                });
+                for (i, old) in entries.into_iter().enumerate() {
+                    let Some(host) = self.host(old).filter(|h| h % self.cluster == 0) else { continue };
+                    let alone = self.refs.get(host >> self.bits).await? == 1;
+                    if alone == (old.word & COPIED != 0) {
+                        continue;
+                    }
+                    wrong += 1;
+                    if mend {
+                        let word = if alone { old.word | COPIED } else { old.word & !COPIED };
+                        block.change(|b| self.write_entry(b, i, Entry { word, ..old }));
+                        self.changed();
+                    }
+                }
+            }
+            if mend {
+                self.relieve().await?;
+            }
+        }
+        Ok(wrong)
+    }
+
+    /// Writes the refcount structures anew, behind everything else, with counts of a width of 2^`order` bits.
+    pub async fn rebuild_counts(&self, order: u32, progress: &Progress) -> Result<(), Error> {
+        let mut check = self.new_check();
+        check.first_pass = false;
+        check.collect(false, progress).await?;
+        let mut counter = std::mem::replace(&mut check.counter, Counter::new(0));
+        drop(check);
+        let refused = |kind, why: &str| {
+            Err(Error::new(kind, format!("cannot count the clusters of '{}' anew", self.info.name), why))
+        };
+        if counter.limit != u64::MAX {
+            return refused(ErrorKind::Limit, "the file has too many clusters for that");
+        }
+        let per = (8 << self.bits) >> order;
+        let first = counter.end.max(self.file.size().div_ceil(self.cluster));
+        let mut used: Vec<u64> = Vec::new();
+        for (&number, chunk) in &counter.chunks {
+            for (i, &n) in chunk.iter().enumerate() {
+                let block = (number * CHUNK + i as u64) / per;
+                if n != 0 && used.last() != Some(&block) {
+                    used.push(block);
+                }
+                if n != 0 && counter.get(number * CHUNK + i as u64) > refcount::max(order) {
+                    return refused(
+                        ErrorKind::Invalid,
+                        "a cluster has more references than such counts can say",
+                    );
+                }
+            }
+        }
+        // Blocks for what is used, and for the new structures themselves.
+        let (mut table, mut blocks) = (1, used.clone());
+        loop {
+            let end = first + table + blocks.len() as u64;
+            let own = first / per..=(end - 1) / per;
+            let missing: Vec<_> = own.filter(|b| !blocks.contains(b)).collect();
+            let entries = blocks.iter().chain(&missing).max().map_or(1, |b| b + 1);
+            let need = (entries * 8).div_ceil(self.cluster);
+            if missing.is_empty() && need <= table {
+                break;
+            }
+            blocks.extend(missing);
+            table = table.max(need);
+        }
+        if table << self.bits > header::MAX_REFTABLE {
+            return refused(ErrorKind::Limit, "its refcount table would be too large");
+        }
+        blocks.sort_unstable();
+        let end = first + table + blocks.len() as u64;
+        for cluster in first..end {
+            counter.add(cluster, 1);
+        }
+        let mut entries = vec![0u64; ((table << self.bits) / 8) as usize];
+        for (n, &block) in blocks.iter().enumerate() {
+            let offset = (first + table + n as u64) << self.bits;
+            let mut bytes = IoBuf::zeroed(self.cluster as usize);
+            for i in 0..per {
+                let count = counter.get(block * per + i);
+                if count != 0 {
+                    refcount::set(&mut bytes, order, i as usize, count);
+                }
+            }
+            self.file.write(offset, bytes.freeze()).await?;
+            entries[block as usize] = offset;
+        }
+        let bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_be_bytes()).collect();
+        self.file.write(first << self.bits, crate::graph::IoData::copy_of(&bytes)).await?;
+        self.file.flush().await?;
+        self.change_header(|h| {
+            h.reftable_offset = first << self.bits;
+            h.reftable_clusters = table as u32;
+            h.refcount_order = order;
+        })
+        .await?;
+        self.file.flush().await?;
+        self.refs.replace(order, entries);
+        self.alloc.high.set(self.alloc.high.get().max(end << self.bits));
+        self.alloc.cursor.set(0);
+        self.alloc.packing.set(None);
+        Ok(())
+    }
+
+    /// Cuts off what is free at the file's end. Nothing may be under way.
+    pub async fn trim(&self) -> Result<(), Error> {
+        if !self.alloc.lost.borrow().is_empty() || self.commits.changed.get() {
+            return Ok(());
+        }
+        let order = self.refs.order();
+        let size = self.file.size();
+        // What is behind the reach of the counts is free. A damaged image may have made the file very long.
+        let mut end = size.div_ceil(self.cluster).min(self.refs.covered());
+        let per = self.refs.per_slice();
+        while end > 1 {
+            let last = end - 1;
+            let Some((slice, index)) = self.refs.slice(last).await? else {
+                end = last - last % self.refs.per_block();
+                continue;
+            };
+            match slice.with(|b| (0..=index).rev().find(|&i| refcount::get(b, order, i) != 0)) {
+                Some(i) => {
+                    end = last - index as u64 + i as u64 + 1;
+                    break;
+                }
+                None => end = last - last % per,
+            }
+        }
+        let to = end << self.bits;
+        if to < size && to > 0 {
+            self.file.resize(to).await?;
+            self.alloc.high.set(to);
+            self.alloc.cursor.set(self.alloc.cursor.get().min(end));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,336 @@
+//! New images, and how large they would be.
+
+use std::rc::Rc;
+
+use super::header::{self, Compression, Header};
+use super::map::{COPIED, Entry, L1};
+use super::{Core, Qcow2, refcount};
+use crate::format::{
+    CreateRequest, Image, NoLinks, OpenOptions, OpenRequest, OptionKind, OptionSpec, Options,
+};
+use crate::graph::{IoBuf, IoData, NodeRef};
+use crate::{Error, ErrorKind};
+
+/// Options of new images, by QEMU's names.
+pub static OPTIONS: &[OptionSpec] = &[
+    OptionSpec {
+        name: "cluster_size",
+        kind: OptionKind::Size,
+        help: "what is allocated at once: 512 bytes to 2 MiB (64k)",
+    },
+    OptionSpec {
+        name: "compat",
+        kind: OptionKind::Choice(&["0.10", "1.1", "v2", "v3"]),
+        help: "version: 0.10 (v2) or 1.1 (v3, the default)",
+    },
+    OptionSpec {
+        name: "compression_type",
+        kind: OptionKind::Choice(&["zlib", "zstd"]),
+        help: "how compressed clusters are compressed (zlib)",
+    },
+    OptionSpec { name: "data_file", kind: OptionKind::Text, help: "name of a file that gets the data" },
+    OptionSpec {
+        name: "data_file_raw",
+        kind: OptionKind::Flag,
+        help: "the data file is a raw image of the disk at all times",
+    },
+    OptionSpec {
+        name: "extended_l2",
+        kind: OptionKind::Flag,
+        help: "allocate subclusters, 32 in a cluster: faster small writes",
+    },
+    OptionSpec {
+        name: "lazy_refcounts",
+        kind: OptionKind::Flag,
+        help: "write reference counts when the image is closed; repair them after a crash",
+    },
+    OptionSpec {
+        name: "preallocation",
+        kind: OptionKind::Choice(&["off", "metadata", "falloc", "full"]),
+        help: "reserve space: off, metadata (tables only), falloc (quick), full (written)",
+    },
+    OptionSpec {
+        name: "refcount_bits",
+        kind: OptionKind::Number,
+        help: "width of reference counts: 1, 2, 4 ... 64 bits (16)",
+    },
+];
+
+fn invalid(why: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Invalid, "cannot create a qcow2 image", why)
+}
+
+/// What the options come to.
+struct Plan {
+    header: Header,
+    /// Entries of the L1 table.
+    l1_entries: u64,
+    preallocation: String,
+}
+
+fn plan(size: u64, options: &Options) -> Result<Plan, Error> {
+    let cluster = options.size("cluster_size")?.unwrap_or(65536);
+    let bits = cluster.trailing_zeros();
+    if !cluster.is_power_of_two() || !header::CLUSTER_BITS.contains(&bits) {
+        return Err(invalid(format!(
+            "clusters of {cluster} bytes: a power of two from 512 to 2 MiB is needed"
+        )));
+    }
+    let version = if matches!(options.text("compat"), Some("0.10" | "v2")) { 2 } else { 3 };
+    let refcount_bits = options.number("refcount_bits")?.unwrap_or(16);
+    if !refcount_bits.is_power_of_two() || refcount_bits > 64 {
+        return Err(invalid(format!("reference counts of {refcount_bits} bits: 1, 2, 4, 8, 16, 32 or 64")));
+    }
+    let flag = |name: &str| options.flag(name).unwrap_or(false);
+    let zstd = options.text("compression_type") == Some("zstd");
+    let data_file = options.text("data_file");
+    let extended = flag("extended_l2");
+    let mut needs_v3 = vec![];
+    for (name, wanted) in [
+        ("compression_type=zstd", zstd),
+        ("data_file", data_file.is_some()),
+        ("extended_l2", extended),
+        ("lazy_refcounts", flag("lazy_refcounts")),
+        ("refcount_bits", refcount_bits != 16),
+    ] {
+        if wanted && version < 3 {
+            needs_v3.push(name);
+        }
+    }
+    if !needs_v3.is_empty() {
+        return Err(invalid(format!("{} needs compat=1.1", needs_v3.join(", "))));
+    }
+    if extended && bits < 14 {
+        return Err(invalid("extended L2 entries need clusters of 16 KiB or more"));
+    }
+    if flag("data_file_raw") && data_file.is_none() {
+        return Err(invalid("data_file_raw needs data_file"));
+    }
+    let mut header = Header {
+        version,
+        cluster_bits: bits,
+        size,
+        crypt: header::CRYPT_NONE,
+        l1_size: 0,
+        l1_offset: 0,
+        reftable_offset: 0,
+        reftable_clusters: 0,
+        snapshots: 0,
+        snapshots_offset: 0,
+        incompatible: 0,
+        compatible: if flag("lazy_refcounts") { header::LAZY_REFCOUNTS } else { 0 },
+        autoclear: if flag("data_file_raw") { header::DATA_FILE_RAW } else { 0 },
+        refcount_order: refcount_bits.trailing_zeros(),
+        compression: if zstd { Compression::Zstd } else { Compression::Zlib },
+        length: if version >= 3 { 112 } else { 72 },
+        rest: Vec::new(),
+        backing: None,
+        extensions: Vec::new(),
+        leaks: false,
+    };
+    for (bit, wanted) in [
+        (header::DATA_FILE, data_file.is_some()),
+        (header::COMPRESSION, zstd),
+        (header::EXTENDED_L2, extended),
+    ] {
+        header.incompatible |= if wanted { bit } else { 0 };
+    }
+    if version >= 3 {
+        header.set_extension(header::EXT_FEATURES, Some(Header::feature_table()));
+    }
+    let l1_entries = size.div_ceil(header.l2_span());
+    if l1_entries * 8 > header::MAX_L1 {
+        return Err(invalid(format!("a disk of {size} bytes is too large for clusters of {cluster} bytes")));
+    }
+    let preallocation = options.text("preallocation").unwrap_or("off");
+    let raw_needs = flag("data_file_raw") && preallocation == "off";
+    let preallocation = if raw_needs { "metadata" } else { preallocation }.to_owned();
+    Ok(Plan { header, l1_entries, preallocation })
+}
+
+/// Clusters that the counts of `clusters` other clusters take, with those of the counts themselves: blocks, and
+/// their table.
+fn count_clusters(clusters: u64, bits: u32, order: u32) -> (u64, u64) {
+    let (cluster, per) = (1u64 << bits, (8u64 << bits) >> order);
+    let (mut blocks, mut table) = (1, 1);
+    loop {
+        let need = (clusters + blocks + table).div_ceil(per);
+        let need_table = (need * 8).div_ceil(cluster);
+        if need <= blocks && need_table <= table {
+            return (blocks, table);
+        }
+        (blocks, table) = (blocks.max(need), table.max(need_table));
+    }
+}
+
+/// Bytes of the file of a new image of a disk of `size` bytes, `used` of which (in whole clusters) are to be
+/// allocated; and the same with all of them allocated.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`] for options that make no sense.
+pub fn measure(size: u64, used: u64, options: &Options) -> Result<(u64, u64), Error> {
+    let plan = plan(size, options)?;
+    let header = &plan.header;
+    let cluster = header.cluster_size();
+    let tables = size.div_ceil(header.l2_span());
+    let l1 = (plan.l1_entries * 8).div_ceil(cluster);
+    let in_file = |data: u64| if header.has_data_file() { 0 } else { data.div_ceil(cluster) };
+    // Tables are reckoned for the full disk in both cases.
+    let other = 1 + l1 + tables + in_file(size);
+    let (blocks, table) = count_clusters(other, header.cluster_bits, header.refcount_order);
+    let full = (other + blocks + table) * cluster;
+    let preallocated = matches!(plan.preallocation.as_str(), "falloc" | "full");
+    let required = full - (in_file(size) - in_file(used.min(size))) * cluster;
+    Ok((if preallocated { full } else { required }, full))
+}
+
+pub async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> {
+    let mut plan = plan(request.size, request.options)?;
+    let header = &mut plan.header;
+    if let Some(link) = &request.backing {
+        if header.autoclear & header::DATA_FILE_RAW != 0 {
+            return Err(invalid("a raw data file cannot be over another image"));
+        }
+        if link.name.len() > header::MAX_BACKING {
+            return Err(invalid("the name of the image below is longer than 1023 bytes"));
+        }
+        if plan.preallocation != "off" && !header.extended_l2() {
+            return Err(invalid("preallocation of an image over another one needs extended_l2"));
+        }
+        header.backing = Some(link.name.clone());
+        if let Some(format) = link.format {
+            let name = super::amend::qemu_name(format);
+            header.set_extension(header::EXT_BACKING_FORMAT, Some(name.as_bytes().to_vec()));
+        }
+    }
+    let mut data = None;
+    if let Some(name) = request.options.text("data_file") {
+        header.set_extension(header::EXT_DATA_FILE, Some(name.as_bytes().to_vec()));
+        let node = request.output.sibling(name).await?;
+        node.write_zeroes(0, request.size, true).await?;
+        data = Some(node);
+    }
+    let name = request.output.name();
+    let bits = header.cluster_bits;
+    let cluster = header.cluster_size();
+    let l1_clusters = (plan.l1_entries * 8).div_ceil(cluster);
+    // The header, the refcount table, a block of counts and the L1 table, as QEMU lays them out.
+    let (blocks, table) = count_clusters(1 + l1_clusters, bits, header.refcount_order);
+    header.reftable_offset = cluster;
+    header.reftable_clusters = table as u32;
+    header.l1_offset = (1 + table + blocks) << bits;
+    header.l1_size = plan.l1_entries as u32;
+    let head = header.encode(name)?;
+    let file = request.output.main().await?;
+    let used = 1 + table + blocks + l1_clusters;
+    let per = (8u64 << bits) >> header.refcount_order;
+    let mut entries = vec![0u64; ((table << bits) / 8) as usize];
+    for n in 0..blocks {
+        let mut block = IoBuf::zeroed(cluster as usize);
+        for i in 0..per.min(used.saturating_sub(n * per)) {
+            refcount::set(&mut block, header.refcount_order, i as usize, 1);
+        }
+        let offset = (1 + table + n) << bits;
+        entries[n as usize] = offset;
+        file.write(offset, block.freeze()).await?;
+    }
+    let bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_be_bytes()).collect();
+    file.write(cluster, IoData::copy_of(&bytes)).await?;
+    file.write_zeroes(header.l1_offset, l1_clusters << bits, true).await?;
+    let mut first = vec![0; cluster as usize];
+    first[..head.len()].copy_from_slice(&head);
+    file.write(0, IoData::copy_of(&first)).await?;
+    // The images and files that it names are there when it has its own name.
+    let open = OpenRequest {
+        file,
+        links: Rc::new(NewData(data)),
+        options: OpenOptions { no_backing: true, ..OpenOptions::default() },
+    };
+    let core = Core::open(&open).await?;
+    core.make_ready().await?;
+    if plan.preallocation != "off" {
+        core.preallocate(0, request.size, &plan.preallocation).await?;
+    }
+    Ok(Rc::new(Qcow2::new(core)))
+}
+
+/// The data file of an image that is being made.
+struct NewData(Option<NodeRef>);
+
+impl crate::format::Links for NewData {
+    fn open_file<'a>(&'a self, name: &'a str, read_only: bool) -> crate::graph::Io<'a, NodeRef> {
+        match &self.0 {
+            Some(node) => {
+                let node = node.clone();
+                Box::pin(async move { Ok(node) })
+            }
+            None => NoLinks.open_file(name, read_only),
+        }
+    }
+
+    fn open_backing<'a>(
+        &'a self,
+        link: &'a crate::format::BackingLink,
+    ) -> crate::graph::Io<'a, Rc<dyn Image>> {
+        NoLinks.open_backing(link)
+    }
+}
+
+impl Core {
+    /// Gives all of a range a place in the file that reads as zeros. `how`: `metadata`, `falloc` or `full`.
+    pub async fn preallocate(&self, from: u64, to: u64, how: &str) -> Result<(), Error> {
+        /// Clusters at once.
+        const AT_ONCE: u64 = 1 << 14;
+        let mut at = from >> self.bits;
+        let last = to.div_ceil(self.cluster);
+        let fill = async |node: &NodeRef, offset: u64, len: u64| match how {
+            "full" => crate::graph::write_zero_bytes(&**node, offset, len).await,
+            "falloc" => node.write_zeroes(offset, len, false).await,
+            // What is behind the file's end must be inside of it.
+            _ => node.write_zeroes(offset, len, true).await,
+        };
+        if let Some(data) = &self.data {
+            let whole = to.max(data.size());
+            fill(data, from, whole - from).await?;
+        }
+        while at < last {
+            let old = self.entries(at, (last - at).min(AT_ONCE)).await?;
+            let free =
+                old.iter().take_while(|e| self.host(**e).is_none() && e.word == 0 && e.bitmap == 0).count();
+            if free == 0 {
+                at += old
+                    .iter()
+                    .take_while(|e| self.host(**e).is_some() || e.word != 0 || e.bitmap != 0)
+                    .count() as u64;
+                continue;
+            }
+            let all = |host: u64, count: u64| {
+                // Over another image, a place is all that they get.
+                let below = self.header.borrow().backing.is_some();
+                let bitmap = if self.extended && !below { 0xffff_ffff } else { 0 };
+                let entry = |n: u64| Entry { word: (host + (n << self.bits)) | COPIED, bitmap };
+                (0..count).map(entry).collect::<Vec<_>>()
+            };
+            if self.data.is_some() {
+                self.set_entries(at, &all(at << self.bits, free as u64), false).await?;
+                at += free as u64;
+                continue;
+            }
+            let space = self.allocate(free as u64).await?;
+            let count = space.clusters;
+            if let Err(e) = fill(&self.file, space.offset, count << self.bits).await {
+                space.give_back();
+                return Err(e);
+            }
+            self.set_entries(at, &all(space.offset, count), false).await?;
+            space.keep();
+            at += count;
+        }
+        Ok(())
+    }
+
+    /// The active L1 table anew, at another place.
+    pub fn replace_l1(&self, entries: Vec<u64>, offset: u64) {
+        *self.l1.borrow_mut() = L1 { entries, offset, dirty: Default::default() };
+    }
+}
