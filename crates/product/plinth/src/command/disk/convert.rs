@@ -13,7 +13,7 @@ use super::address::open_source;
 use super::common::{
     backing_link, close, failed, new_format, new_options, open_options, output, result, secret, with_progress,
 };
-use crate::cli::disk_tool::{ConvertArgs, DdArgs};
+use crate::cli::disk_tool::{ConvertArgs, DdArgs, NewArgs};
 use crate::cli::{Global, size};
 use crate::failure::{Code, Failure, Result};
 
@@ -86,7 +86,9 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<ExitCode> {
             backing = Some(link);
             _below = Some(opened);
         }
-        let files = output(target, &args.new)?;
+        // Compressed clusters lie at any byte, which is slow past the page cache.
+        let cached = args.new.cached || args.compress.is_some();
+        let files = output(target, &NewArgs { cached, ..args.new.clone() })?;
         let secret = secret(args.open.secret_file.as_deref())?;
         let copy = CopyOptions {
             compress: args.compress.is_some(),

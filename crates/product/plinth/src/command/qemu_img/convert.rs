@@ -207,6 +207,8 @@ impl Job<'_> {
 
     fn target_cache(&self) -> Result<Cache> {
         match self.parsed.value("t") {
+            // Compressed clusters lie at any byte, which is slow past the page cache.
+            None if self.copy.compress => Ok(Cache::Cached),
             // Faster than the peer's default, and durable.
             None => Ok(Cache::Direct),
             Some(mode) => cache(mode).ok_or_else(|| Exit::failed(format!("Invalid cache option: {mode}"))),
