@@ -300,7 +300,7 @@ fn every_format_comes_and_goes() {
 fn an_image_over_another_one_keeps_what_is_below_its_clusters() {
     use plinth_host::aio::block_on;
     use plinth_image::format::{OpenOptions, open};
-    use plinth_image::graph::{IoData, Node};
+    use plinth_image::graph::IoData;
 
     let (dir, bytes) = folder();
     let dir = dir.path();
