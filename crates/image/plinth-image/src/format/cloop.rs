@@ -6,11 +6,7 @@
 use std::rc::Rc;
 
 use super::chunks::{ChunkCache, Codec, MAX_CHUNK, Packed, read_only};
-use super::image::unsupported;
-use super::{
-    BackingLink, Bitmaps, CheckReport, Description, Driver, Format, Image, OpenRequest, Options, Progress,
-    Repair, Snapshots,
-};
+use super::{CheckReport, Description, Driver, Format, Image, OpenRequest, Progress, Repair};
 use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_range, read_table};
 use crate::{Error, SECTOR};
 
@@ -163,25 +159,5 @@ impl Image for CloopImage {
             }
             Ok(report)
         })
-    }
-
-    fn write_compressed(&self, _offset: u64, _data: IoData) -> Option<Io<'_, ()>> {
-        None
-    }
-
-    fn set_backing<'a>(&'a self, _link: Option<&'a BackingLink>) -> Io<'a, ()> {
-        Box::pin(async move { Err(unsupported(self, Format::Cloop, "change the backing image of")) })
-    }
-
-    fn amend<'a>(&'a self, _options: &'a Options) -> Io<'a, ()> {
-        Box::pin(async move { Err(unsupported(self, Format::Cloop, "change options of")) })
-    }
-
-    fn snapshots(&self) -> Option<&dyn Snapshots> {
-        None
-    }
-
-    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
-        None
     }
 }

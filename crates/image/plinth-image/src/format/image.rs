@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use super::{Format, Options};
 use crate::Error;
-use crate::graph::{Io, IoData, Node, NodeRef};
+use crate::graph::{Io, IoData, Node, NodeInfo, NodeRef};
 
 /// A reference to the image below, as it is written in the image above.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -218,26 +218,38 @@ pub trait Image: Node {
     /// [`Unsupported`](crate::ErrorKind::Unsupported) if the format has nothing to check; the tables cannot be read.
     fn check<'a>(&'a self, repair: Repair, progress: &'a Progress) -> Io<'a, CheckReport>;
     /// Writes a whole cluster (or the disk's last part) compressed. `None`: the format has no compression.
-    fn write_compressed(&self, offset: u64, data: IoData) -> Option<Io<'_, ()>>;
+    fn write_compressed(&self, _offset: u64, _data: IoData) -> Option<Io<'_, ()>> {
+        None
+    }
     /// Replaces what is written about the image below; no data is changed.
     ///
     /// # Errors
     /// [`Unsupported`](crate::ErrorKind::Unsupported) if the format has no such thing; as for a write.
-    fn set_backing<'a>(&'a self, link: Option<&'a BackingLink>) -> Io<'a, ()>;
+    fn set_backing<'a>(&'a self, _link: Option<&'a BackingLink>) -> Io<'a, ()> {
+        let error = unsupported(self.info(), self.format(), "change the backing image of");
+        Box::pin(async { Err(error) })
+    }
     /// Changes options of the format.
     ///
     /// # Errors
     /// [`Unsupported`](crate::ErrorKind::Unsupported), [`Invalid`](crate::ErrorKind::Invalid); as for a write.
-    fn amend<'a>(&'a self, options: &'a Options) -> Io<'a, ()>;
+    fn amend<'a>(&'a self, _options: &'a Options) -> Io<'a, ()> {
+        let error = unsupported(self.info(), self.format(), "change options of");
+        Box::pin(async { Err(error) })
+    }
     /// Snapshots inside, if the format has them.
-    fn snapshots(&self) -> Option<&dyn Snapshots>;
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        None
+    }
     /// Bitmaps inside, if the format has them.
-    fn bitmaps(&self) -> Option<&dyn Bitmaps>;
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        None
+    }
 }
 
 /// The answer of a format that cannot do what was asked.
 #[must_use]
-pub fn unsupported(image: &dyn Node, format: Format, doing: &str) -> Error {
+pub fn unsupported(image: &NodeInfo, format: Format, doing: &str) -> Error {
     let why = format!("the format {format} cannot do it");
-    Error::new(crate::ErrorKind::Unsupported, format!("cannot {doing} '{}'", image.info().name), why)
+    Error::new(crate::ErrorKind::Unsupported, format!("cannot {doing} '{}'", image.name), why)
 }

@@ -6,12 +6,8 @@ use std::rc::Rc;
 use serde_json::json;
 
 use super::chunks::read_only;
-use super::image::unsupported;
 use super::table::TableCache;
-use super::{
-    BackingLink, Bitmaps, CheckReport, Description, Driver, Format, Image, OpenRequest, Options, Progress,
-    Repair, Snapshots,
-};
+use super::{BackingLink, CheckReport, Description, Driver, Format, Image, OpenRequest, Progress, Repair};
 use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_range, read_table};
 use crate::{Error, ErrorKind, SECTOR};
 
@@ -378,25 +374,5 @@ impl Image for QedImage {
             self.check_tables(progress, &mut report).await?;
             Ok(report)
         })
-    }
-
-    fn write_compressed(&self, _offset: u64, _data: IoData) -> Option<Io<'_, ()>> {
-        None
-    }
-
-    fn set_backing<'a>(&'a self, _link: Option<&'a BackingLink>) -> Io<'a, ()> {
-        Box::pin(async move { Err(unsupported(self, Format::Qed, "change the backing image of")) })
-    }
-
-    fn amend<'a>(&'a self, _options: &'a Options) -> Io<'a, ()> {
-        Box::pin(async move { Err(unsupported(self, Format::Qed, "change options of")) })
-    }
-
-    fn snapshots(&self) -> Option<&dyn Snapshots> {
-        None
-    }
-
-    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
-        None
     }
 }

@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use super::image::unsupported;
 use super::{
-    BackingLink, Bitmaps, CheckReport, CreateRequest, Description, Driver, Format, Image, OpenRequest,
-    OptionKind, OptionSpec, Options, Progress, Repair, Snapshots,
+    CheckReport, CreateRequest, Description, Driver, Format, Image, OpenRequest, OptionKind, OptionSpec,
+    Progress, Repair,
 };
 use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_range, check_write};
 use crate::{Error, SECTOR};
@@ -155,26 +155,6 @@ impl Image for RawImage {
     }
 
     fn check<'a>(&'a self, _repair: Repair, _progress: &'a Progress) -> Io<'a, CheckReport> {
-        Box::pin(async move { Err(unsupported(self, Format::Raw, "check")) })
-    }
-
-    fn write_compressed(&self, _offset: u64, _data: IoData) -> Option<Io<'_, ()>> {
-        None
-    }
-
-    fn set_backing<'a>(&'a self, _link: Option<&'a BackingLink>) -> Io<'a, ()> {
-        Box::pin(async move { Err(unsupported(self, Format::Raw, "change the backing image of")) })
-    }
-
-    fn amend<'a>(&'a self, _options: &'a Options) -> Io<'a, ()> {
-        Box::pin(async move { Err(unsupported(self, Format::Raw, "change options of")) })
-    }
-
-    fn snapshots(&self) -> Option<&dyn Snapshots> {
-        None
-    }
-
-    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
-        None
+        Box::pin(async move { Err(unsupported(self.info(), Format::Raw, "check")) })
     }
 }

@@ -93,7 +93,7 @@ impl Node for Parts {
     }
 
     fn resize(&self, _size: u64) -> Io<'_, ()> {
-        Box::pin(async { Err(unsupported(self, Format::Raw, "resize")) })
+        Box::pin(async { Err(unsupported(self.info(), Format::Raw, "resize")) })
     }
 
     fn close(&self) -> Io<'_, ()> {
@@ -216,7 +216,7 @@ impl Node for Window {
     }
 
     fn resize(&self, _size: u64) -> Io<'_, ()> {
-        Box::pin(async { Err(unsupported(self, Format::Raw, "resize")) })
+        Box::pin(async { Err(unsupported(self.info(), Format::Raw, "resize")) })
     }
 
     fn close(&self) -> Io<'_, ()> {

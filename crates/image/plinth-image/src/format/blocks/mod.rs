@@ -33,7 +33,7 @@ use async_lock::{Mutex, RwLock};
 
 pub use changes::Changes;
 
-use super::{BackingLink, CheckReport, Description, Format, Image, Options, Progress, Repair};
+use super::{BackingLink, CheckReport, Description, Format, Image, Progress, Repair};
 use crate::graph::{NodeInfo, NodeRef, RangeLocks};
 use crate::{Error, ErrorKind};
 

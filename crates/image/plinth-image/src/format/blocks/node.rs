@@ -2,11 +2,7 @@
 
 use std::rc::Rc;
 
-use super::super::image::unsupported;
-use super::super::{Bitmaps, Snapshots};
-use super::{
-    BackingLink, BlockImage, CheckReport, Description, Format, Image, Layout, Options, Progress, Repair,
-};
+use super::{BackingLink, BlockImage, CheckReport, Description, Format, Image, Layout, Progress, Repair};
 use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef};
 use crate::{Error, ErrorKind, SECTOR};
 
@@ -125,10 +121,6 @@ impl<L: Layout> Image for BlockImage<L> {
         })
     }
 
-    fn write_compressed(&self, _offset: u64, _data: IoData) -> Option<Io<'_, ()>> {
-        None
-    }
-
     fn set_backing<'a>(&'a self, link: Option<&'a BackingLink>) -> Io<'a, ()> {
         Box::pin(async move {
             self.refuse_unless_writable("change the backing image of")?;
@@ -137,17 +129,5 @@ impl<L: Layout> Image for BlockImage<L> {
             self.commit().await?;
             self.layout.set_backing(link).await
         })
-    }
-
-    fn amend<'a>(&'a self, _options: &'a Options) -> Io<'a, ()> {
-        Box::pin(async move { Err(unsupported(self, L::FORMAT, "change options of")) })
-    }
-
-    fn snapshots(&self) -> Option<&dyn Snapshots> {
-        None
-    }
-
-    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
-        None
     }
 }

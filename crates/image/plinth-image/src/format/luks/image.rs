@@ -9,10 +9,8 @@ use serde_json::{Value, json};
 
 use super::{Header, NewKey, Refusal, iter_time, kdf_option, sealed_zeros};
 use crate::crypt::{CipherSpec, IvKind, KeyCost, Mode, Secret, SectorCipher, decrypt, encrypt};
-use crate::format::image::unsupported;
 use crate::format::{
-    BackingLink, Bitmaps, CheckReport, Description, Format, Image, OptionKind, OptionSpec, Options, Progress,
-    Repair, Snapshots,
+    CheckReport, Description, Format, Image, OptionKind, OptionSpec, Options, Progress, Repair,
 };
 use crate::graph::{
     Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, RangeLocks, check_range, check_write,
@@ -468,23 +466,7 @@ impl Image for LuksImage {
         })
     }
 
-    fn write_compressed(&self, _offset: u64, _data: IoData) -> Option<Io<'_, ()>> {
-        None
-    }
-
-    fn set_backing<'a>(&'a self, _link: Option<&'a BackingLink>) -> Io<'a, ()> {
-        Box::pin(async move { Err(unsupported(self, Format::Luks, "change the backing image of")) })
-    }
-
     fn amend<'a>(&'a self, options: &'a Options) -> Io<'a, ()> {
         Box::pin(self.change_keys(options))
-    }
-
-    fn snapshots(&self) -> Option<&dyn Snapshots> {
-        None
-    }
-
-    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
-        None
     }
 }

@@ -6,11 +6,7 @@ use roxmltree::{Document, Node as Xml, ParsingOptions};
 use serde_json::json;
 
 use super::image::ParallelsImage;
-use crate::format::image::unsupported;
-use crate::format::{
-    BackingLink, Bitmaps, CheckReport, Description, Format, Image, Links, Options, Progress, Repair,
-    Snapshots,
-};
+use crate::format::{CheckReport, Description, Format, Image, Links, Progress, Repair};
 use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_range};
 use crate::{Error, ErrorKind, SECTOR};
 
@@ -325,25 +321,5 @@ impl Image for Bundle {
             }
             Ok(all)
         })
-    }
-
-    fn write_compressed(&self, _offset: u64, _data: IoData) -> Option<Io<'_, ()>> {
-        None
-    }
-
-    fn set_backing<'a>(&'a self, _link: Option<&'a BackingLink>) -> Io<'a, ()> {
-        Box::pin(async move { Err(unsupported(self, Format::Parallels, "change the backing image of")) })
-    }
-
-    fn amend<'a>(&'a self, _options: &'a Options) -> Io<'a, ()> {
-        Box::pin(async move { Err(unsupported(self, Format::Parallels, "change options of")) })
-    }
-
-    fn snapshots(&self) -> Option<&dyn Snapshots> {
-        None
-    }
-
-    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
-        None
     }
 }

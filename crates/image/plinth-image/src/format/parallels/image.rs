@@ -8,10 +8,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 
 use super::{CLOSED, HEADER, Header, IN_USE, le32, le64, read_header};
-use crate::format::image::unsupported;
-use crate::format::{
-    BackingLink, Bitmaps, CheckReport, Description, Format, Image, Options, Progress, Repair, Snapshots,
-};
+use crate::format::{CheckReport, Description, Format, Image, Progress, Repair};
 use crate::graph::{
     Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, RangeGuard, RangeLocks, check_range, check_write,
     read_table,
@@ -723,25 +720,5 @@ impl Image for ParallelsImage {
             progress.add(1);
             Ok(report)
         })
-    }
-
-    fn write_compressed(&self, _offset: u64, _data: IoData) -> Option<Io<'_, ()>> {
-        None
-    }
-
-    fn set_backing<'a>(&'a self, _link: Option<&'a BackingLink>) -> Io<'a, ()> {
-        Box::pin(async move { Err(unsupported(self, Format::Parallels, "change the backing image of")) })
-    }
-
-    fn amend<'a>(&'a self, _options: &'a Options) -> Io<'a, ()> {
-        Box::pin(async move { Err(unsupported(self, Format::Parallels, "change options of")) })
-    }
-
-    fn snapshots(&self) -> Option<&dyn Snapshots> {
-        None
-    }
-
-    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
-        None
     }
 }

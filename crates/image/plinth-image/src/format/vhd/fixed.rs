@@ -122,6 +122,6 @@ impl Layout for Fixed {
 
     async fn set_backing(&self, _link: Option<&BackingLink>) -> Result<(), Error> {
         let file: &dyn crate::graph::Node = &*self.file;
-        Err(unsupported(file, Format::Vhd, "change the backing image of"))
+        Err(unsupported(file.info(), Format::Vhd, "change the backing image of"))
     }
 }

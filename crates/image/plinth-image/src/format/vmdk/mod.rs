@@ -27,10 +27,7 @@ use async_lock::Mutex;
 use futures_util::future::join_all;
 
 use super::image::unsupported;
-use super::{
-    BackingLink, Bitmaps, CheckReport, Description, Driver, Format, Image, Options, Progress, Repair,
-    Snapshots,
-};
+use super::{BackingLink, CheckReport, Description, Driver, Format, Image, Progress, Repair};
 use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_range, joined};
 use crate::{Error, ErrorKind};
 use descriptor::{Access, Descriptor};
@@ -469,7 +466,7 @@ impl Image for VmdkImage {
             crate::graph::check_write(self, 0, 0)?;
             let sparse = self.pieces.iter().all(|p| matches!(p.data, Data::Sparse(_)));
             let Some(place) = self.descriptor.as_ref().filter(|_| sparse) else {
-                return Err(unsupported(self, Format::Vmdk, "change the parent of"));
+                return Err(unsupported(self.info(), Format::Vmdk, "change the parent of"));
             };
             let mut text = place.text.borrow().clone();
             match link {
@@ -494,17 +491,5 @@ impl Image for VmdkImage {
             *self.link.borrow_mut() = link.cloned();
             Ok(())
         })
-    }
-
-    fn amend<'a>(&'a self, _options: &'a Options) -> Io<'a, ()> {
-        Box::pin(async move { Err(unsupported(self, Format::Vmdk, "change options of")) })
-    }
-
-    fn snapshots(&self) -> Option<&dyn Snapshots> {
-        None
-    }
-
-    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
-        None
     }
 }

@@ -51,7 +51,7 @@ impl VmdkImage {
         match &piece.data {
             Data::Flat { file, offset } => file.resize(offset + len).await?,
             Data::Sparse(e) => e.resize(len).await?,
-            Data::Zero | Data::Packed(_) => return Err(unsupported(self, Format::Vmdk, "resize")),
+            Data::Zero | Data::Packed(_) => return Err(unsupported(&self.info, Format::Vmdk, "resize")),
         }
         piece.len.set(len);
         self.size.set(size);
@@ -85,7 +85,7 @@ impl SparseExtent {
         let count = len.div_ceil(span);
         let had = self.directory.borrow().len() as u64;
         let Some(mut header) = self.header.borrow().clone() else {
-            return Err(unsupported(&*self.file, Format::Vmdk, "resize"));
+            return Err(unsupported(self.file.info(), Format::Vmdk, "resize"));
         };
         if count > had {
             super::super::table::table_len(self.name(), "grain directory", count, 4, MAX_DIRECTORY)?;
