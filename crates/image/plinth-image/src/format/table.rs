@@ -111,7 +111,15 @@ impl TableCache {
     #[must_use]
     pub fn new(file: NodeRef, block: usize, capacity: usize) -> Self {
         let capacity = (capacity / block.max(1)).max(8);
-        Self { file, block, capacity, entries: Rc::default(), clock: Cell::new(0), changes: Rc::default(), writing: Mutex::new(()) }
+        Self {
+            file,
+            block,
+            capacity,
+            entries: Rc::default(),
+            clock: Cell::new(0),
+            changes: Rc::default(),
+            writing: Mutex::new(()),
+        }
     }
 
     /// Bytes of a block.
@@ -153,12 +161,7 @@ impl TableCache {
     ///
     /// # Errors
     /// As for [`load`](Self::load).
-    pub async fn load_row(
-        &self,
-        offset: u64,
-        count: usize,
-        what: &'static str,
-    ) -> Result<Rc<Block>, Error> {
+    pub async fn load_row(&self, offset: u64, count: usize, what: &'static str) -> Result<Rc<Block>, Error> {
         if let Some(block) = self.get(offset) {
             return Ok(block);
         }
@@ -198,7 +201,8 @@ impl TableCache {
             {
                 let rest = bytes.split_off(len);
                 // A table that changed while it was read may be an old one.
-                let parts = if changes.get() == before { rest.chunks_exact(len) } else { [].chunks_exact(len) };
+                let parts =
+                    if changes.get() == before { rest.chunks_exact(len) } else { [].chunks_exact(len) };
                 for (n, part) in parts.enumerate() {
                     let offset = offset + ((n + 1) * len) as u64;
                     entries.entry(offset).or_insert_with(|| {

@@ -11,7 +11,7 @@ use super::{CLOSED, HEADER, Header, IN_USE, le32, le64, read_header};
 use crate::format::{CheckReport, Description, Format, Image, Progress, Repair};
 use crate::graph::{
     Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, RangeGuard, RangeLocks, check_range, check_write,
-    read_table,
+    is_zero, read_table,
 };
 use crate::{Error, ErrorKind, SECTOR};
 
@@ -62,12 +62,32 @@ enum Place {
     At(u64),
 }
 
+/// The header and the table of clusters, in whole sectors. In pieces, and parts of it that are zeros are not touched:
+/// the table of a large and empty disk takes up next to no memory.
+async fn read_meta(file: &dyn Node, len: usize) -> Result<Vec<u8>, Error> {
+    const AT_ONCE: usize = 1 << 20;
+    if len as u64 > file.size() {
+        let why = format!("the table of clusters ({len} bytes) is beyond the file's end at {}", file.size());
+        return Err(Error::corrupt(&file.info().name, why));
+    }
+    let mut meta = vec![0; len.next_multiple_of(SECTOR as usize)];
+    for (n, part) in meta[..len].chunks_mut(AT_ONCE).enumerate() {
+        let at = (n * AT_ONCE) as u64;
+        let bytes = read_table(file, at, part.len(), "the table of clusters").await?;
+        for (part, bytes) in part.chunks_mut(BLOCK).zip(bytes.chunks(BLOCK)) {
+            if !is_zero(bytes) {
+                part.copy_from_slice(bytes);
+            }
+        }
+    }
+    Ok(meta)
+}
+
 impl ParallelsImage {
     pub async fn open(file: NodeRef, read_only: bool) -> Result<Self, Error> {
         let header = read_header(&*file).await?;
         let len = HEADER + header.entries as usize * 4;
-        let mut meta = read_table(&*file, 0, len, "the table of clusters").await?.to_vec();
-        meta.resize(len.next_multiple_of(SECTOR as usize), 0);
+        let meta = read_meta(&*file, len).await?;
         let info = NodeInfo {
             name: file.info().name.clone(),
             read_only,

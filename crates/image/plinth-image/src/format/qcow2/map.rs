@@ -167,10 +167,13 @@ impl Core {
             let most = (OFFSET - (first.word & OFFSET)) >> self.bits;
             let wanted = (len.saturating_add(within)).div_ceil(self.cluster).min(most.max(1)) as usize;
             let mut word = first.word;
-            let same = bytes[(index + 1) * 8..].as_chunks::<8>().0.iter().take(wanted.saturating_sub(1)).take_while(|e| {
-                word = word.wrapping_add(step);
-                u64::from_be_bytes(**e) == word
-            });
+            let same =
+                bytes[(index + 1) * 8..].as_chunks::<8>().0.iter().take(wanted.saturating_sub(1)).take_while(
+                    |e| {
+                        word = word.wrapping_add(step);
+                        u64::from_be_bytes(**e) == word
+                    },
+                );
             let count = same.count() as u64;
             at += count as usize;
             run.len = (count << self.bits).saturating_sub(within);
