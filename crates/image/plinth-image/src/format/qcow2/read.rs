@@ -21,6 +21,7 @@ impl Core {
         if buf.is_empty() {
             return Ok(buf);
         }
+        self.check_key()?;
         let run = self.lookup(view, offset, buf.len() as u64).await?;
         if run.len == buf.len() as u64 {
             return self.read_run(offset, run, buf).await;
@@ -62,7 +63,7 @@ impl Core {
 
     async fn read_run(&self, offset: u64, run: Run, mut buf: IoBuf) -> Result<IoBuf, Error> {
         match (run.kind, run.host) {
-            (Kind::Data, Some(host)) => self.data_node().read(host, buf).await,
+            (Kind::Data, Some(host)) => self.read_host(offset, host, buf).await,
             (Kind::Compressed, _) => {
                 let cluster = self.unpack(run.entry).await?;
                 let within = (offset % self.cluster) as usize;
@@ -128,7 +129,7 @@ impl Core {
             looks += 1;
         }
         Ok(match run.kind {
-            Kind::Data => Extent::stored(run.len, run.host),
+            Kind::Data => Extent::stored(run.len, run.host.filter(|_| self.crypt.is_none())),
             Kind::Compressed => Extent { compressed: true, ..Extent::stored(run.len, None) },
             Kind::Zero => Extent::zeros(run.len),
             Kind::Unallocated => {

@@ -14,9 +14,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use plinth_host::aio;
 use plinth_host::buffer::IoBuf;
 use plinth_image::format::{
-    BackingLink, Format, Image, OpenOptions, Opened, Options, OutputFiles, Progress, Trust, open,
+    Backing, BackingLink, Format, Image, OpenOptions, Opened, Options, OutputFiles, Progress, Trust, open,
 };
-use plinth_image::graph::Cache;
+use plinth_image::graph::{Cache, NodeRef};
 use plinth_image::{Error, ErrorKind};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -180,7 +180,7 @@ pub async fn backing_link(
     backing: &Path,
     format: Option<Format>,
     args: &OpenArgs,
-) -> Result<(BackingLink, Opened)> {
+) -> Result<(Backing, Opened)> {
     let opened = open(backing, &open_options(args, format, true)?).await.map_err(failed)?;
     let real = |p: &Path| {
         std::fs::canonicalize(p)
@@ -196,7 +196,8 @@ pub async fn backing_link(
     let name = if name.contains(':') && !name.starts_with('/') { format!("./{name}") } else { name };
     let link =
         BackingLink { name, format: Some(opened.image.format()), identity: opened.image.describe().identity };
-    Ok((link, opened))
+    let node: NodeRef = opened.image.clone();
+    Ok((Backing { link, node: Some(node) }, opened))
 }
 
 /// A stream with a byte for each signal that ends the process.

@@ -80,11 +80,8 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<ExitCode> {
             });
         }
         let mut backing = None;
-        let mut _below = None;
         if let Some(path) = &args.backing {
-            let (link, opened) = backing_link(target, path, args.backing_format, &args.open).await?;
-            backing = Some(link);
-            _below = Some(opened);
+            backing = Some(backing_link(target, path, args.backing_format, &args.open).await?.0);
         }
         // Compressed clusters lie at any byte, which is slow past the page cache.
         let cached = args.new.cached || args.compress.is_some();
