@@ -42,7 +42,9 @@ mod write;
 mod zero;
 
 use std::cell::{Cell, RefCell};
+use std::fs::File;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 
 use async_lock::Mutex;
 use serde_json::json;
@@ -104,6 +106,10 @@ struct Core {
     locks: RangeLocks,
     /// L1 entries whose tables are being made.
     l1_locks: RangeLocks,
+    /// The slice of the L2 tables that comes after the last one that was loaded.
+    next_slice: Cell<u64>,
+    /// The file with the data has holes in what is allocated; not known before somebody asks.
+    sparse: Cell<Option<bool>>,
     unpacked: RefCell<compress::Unpacked>,
     snapshots: RefCell<Vec<snapshot::Entry>>,
     snapshot_table_len: Cell<u64>,
@@ -187,6 +193,8 @@ impl Core {
             pressure: Cell::new(0),
             locks: RangeLocks::default(),
             l1_locks: RangeLocks::default(),
+            next_slice: Cell::new(0),
+            sparse: Cell::default(),
             unpacked: RefCell::default(),
             snapshots: RefCell::new(snapshots),
             snapshot_table_len: Cell::new(table_len),
@@ -359,6 +367,12 @@ impl Node for Qcow2 {
 
     fn close(&self) -> Io<'_, ()> {
         Box::pin(self.core.close())
+    }
+
+    fn host_file(&self) -> Option<Arc<File>> {
+        // What is encrypted is not there as it is read.
+        let plain = self.core.header.borrow().crypt == header::CRYPT_NONE;
+        plain.then(|| self.core.data_node().host_file()).flatten()
     }
 }
 
