@@ -284,15 +284,24 @@ pub struct RebaseArgs {
     /// Change the name only: for a backing image that was moved, or has the same contents
     #[arg(long)]
     pub r#unsafe: bool,
+    /// Compress what is copied into the image
+    #[arg(long, conflicts_with = "unsafe")]
+    pub compress: bool,
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  plinth disk commit overlay.qcow2")]
+  plinth disk commit overlay.qcow2
+  plinth disk commit overlay.qcow2 --keep
+
+When all is written, the image is made empty: it reads as before, from its backing image.")]
 pub struct CommitArgs {
     #[command(flatten)]
     pub image: ImageArgs,
+    /// Leave the image as it is
+    #[arg(long)]
+    pub keep: bool,
 }
 
 #[derive(Debug, Args)]
