@@ -463,6 +463,14 @@ impl Image for Qcow2 {
         })
     }
 
+    fn make_empty(&self) -> Io<'_, ()> {
+        Box::pin(async move {
+            check_write(self, 0, 0)?;
+            let _alone = self.core.locks.lock(0..u64::MAX, true).await;
+            self.core.make_empty().await
+        })
+    }
+
     fn snapshots(&self) -> Option<&dyn Snapshots> {
         Some(self)
     }
