@@ -1,5 +1,7 @@
 //! qcow2: power cuts and failures.
 
+mod common;
+
 use std::process::Command;
 use std::rc::Rc;
 
@@ -9,7 +11,7 @@ use plinth_image::format::{
     CreateRequest, Format, Image, MemoryOutput, OpenOptions, OpenRequest, Options, Progress, Repair, Snapshot,
 };
 use plinth_image::graph::IoData;
-use plinth_image::testing::{CrashTest, Cut, FaultTest, Random, Shadow, SimOutput, Workload, World, cut};
+use plinth_image::testing::{Cut, Cuts, Random, Shadow, SimOutput, Workload, World};
 
 const SIZE: u64 = 4 << 20;
 
@@ -28,15 +30,13 @@ const VARIANTS: [(&str, u64, u64); 11] = [
     ("cluster_size=2M,refcount_bits=8", 65536, 32 << 20),
 ];
 
-fn is_long() -> bool {
-    std::env::var_os("PLINTH_LONG").is_some()
-}
+use common::long as is_long;
 
 /// QEMU's checker must call a cut clean, or find leaks at most; `None` if it is not here.
 fn their_check(cut: &Cut) -> Option<Result<(), String>> {
     let dir = tempfile::tempdir().unwrap();
     for (name, memory) in &cut.files {
-        std::fs::write(dir.path().join(name), memory.contents()).unwrap();
+        memory.save(&dir.path().join(name)).unwrap();
     }
     let out = Command::new("qemu-img").args(["check", "image"]).current_dir(dir.path()).output().ok()?;
     Some(match out.status.code() {
@@ -51,32 +51,29 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn power_cuts_lose_nothing_that_was_flushed() {
-    let (seeds, cuts) = if is_long() { (8, 260) } else { (2, 12) };
     for (options, cluster, size) in VARIANTS {
-        for seed in 1..=seeds {
-            let mut test = CrashTest::new(&DRIVER, options, size, seed, cuts);
-            test.work.cluster = cluster;
-            let mut n = 0;
-            let look = |cut: &Cut| {
-                n += 1;
-                // With lazy counts, it is right that they are wrong.
-                let skip = n % 8 != 0 || options.contains("lazy");
-                if skip { Ok(()) } else { their_check(cut).unwrap_or(Ok(())) }
-            };
-            block_on(test.run(look)).unwrap();
-        }
+        let mut n = 0;
+        common::crash_seen(&common::subject(&DRIVER, options, size), cluster, |cut| {
+            n += 1;
+            // With lazy counts, it is right that they are wrong.
+            if n % 8 != 0 || options.contains("lazy") {
+                return Ok(false);
+            }
+            their_check(cut).map_or(Ok(false), |r| r.map(|()| true))
+        });
     }
 }
 
 #[test]
 fn power_cuts_around_snapshots_lose_nothing() {
-    let (seeds, cuts) = if is_long() { (10, 220) } else { (2, 30) };
+    let (seeds, cuts) = if is_long() { (26, 80) } else { (2, 30) };
     for (options, cluster, size) in
         VARIANTS.into_iter().filter(|v| !v.0.contains("data_file") && !v.0.contains("bits=1"))
     {
         for seed in 1..=seeds {
             block_on(snapshots_and_cuts(options, cluster, size.min(2 << 20), seed, cuts)).unwrap();
         }
+        println!("crash: qcow2 ({options}) with snapshots: {} cuts", seeds * cuts as u64);
     }
 }
 
@@ -116,11 +113,9 @@ async fn snapshots_and_cuts(
     shadow.verify(&*image, None).await?;
     image.close().await.map_err(|e| e.to_string())?;
     let (records, names) = (world.records(), world.names());
-    let mut random = Random::new(seed ^ 77);
-    for n in 0..cuts {
-        let at = begin + random.below((records.len() - begin + 1) as u64) as usize;
+    for (n, cut) in Cuts::new(&names, &records, begin, cuts, Random::new(seed ^ 77)).enumerate() {
+        let at = cut.at;
         let failed = |e: String| format!("{options}, seed {seed}, cut {n} at {at}: {e}");
-        let cut = cut(&names, &records, at, &mut random);
         let mut after = World::new(n as u64);
         (after.slow, after.record) = (false, false);
         for (name, memory) in cut.files {
@@ -181,7 +176,7 @@ fn failures_around_snapshots_harm_nothing() {
                 if made {
                     let _ = snapshots.delete("s").await;
                 }
-                let failed = world.has_failed();
+                let failed = world.failures() > 0;
                 world.fail_after(None);
                 shadow.verify(&*image, None).await.unwrap();
                 image.close().await.unwrap();
@@ -236,11 +231,7 @@ fn damaged_images_do_no_harm() {
 
 #[test]
 fn failures_leave_old_or_new_contents() {
-    let (requests, step) = if is_long() { (2000, 7) } else { (40, 9) };
     for (options, cluster, size) in VARIANTS {
-        let mut test = FaultTest::new(&DRIVER, options, size, 1, requests, step);
-        test.work = Workload { cluster, ..test.work };
-        let failures = block_on(test.run()).unwrap();
-        assert!(failures > 3, "{options}: {failures}");
+        common::fault(&DRIVER, options, size, cluster);
     }
 }

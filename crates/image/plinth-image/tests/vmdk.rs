@@ -1,5 +1,7 @@
 //! VMware's disks.
 
+mod common;
+
 use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
@@ -10,7 +12,7 @@ use plinth_image::format::{
     OutputFiles, Progress, Repair, open, vmdk,
 };
 use plinth_image::graph::{Cache, IoBuf, IoData, MemoryNode, Node};
-use plinth_image::testing::{CrashTest, FaultTest, Random, Shadow, Workload};
+use plinth_image::testing::{Random, Shadow, Workload};
 use plinth_image::{Error, ErrorKind};
 
 /// Every kind that can be written in place.
@@ -110,33 +112,25 @@ fn power_cuts_lose_nothing_that_was_flushed() {
     let dir = tempfile::tempdir().unwrap();
     let has_peer = peer();
     for options in WRITABLE {
-        let (seeds, cuts) = if long() { (1..81, 25) } else { (1..4, 8) };
-        let mut seen = 0;
-        for seed in seeds {
-            let test = CrashTest::new(&vmdk::DRIVER, options, SIZE, seed, cuts);
-            let look = |cut: &plinth_image::testing::Cut| {
-                seen += 1;
-                if !has_peer || seen % 10 != 0 {
-                    return Ok(());
-                }
-                for (name, file) in &cut.files {
-                    std::fs::write(dir.path().join(name), file.contents()).map_err(|e| e.to_string())?;
-                }
-                let main = dir.path().join(&cut.files[0].0);
-                qemu("qemu-img", &["check", "-f", "vmdk", text(&main)]).map(drop)
-            };
-            block_on(test.run(look)).unwrap();
-        }
+        let mut n = 0;
+        common::crash_seen(&common::subject(&vmdk::DRIVER, options, SIZE), 65536, |cut| {
+            n += 1;
+            if !has_peer || n % 10 != 0 {
+                return Ok(false);
+            }
+            for (name, file) in &cut.files {
+                file.save(&dir.path().join(name)).map_err(|e| e.to_string())?;
+            }
+            let main = dir.path().join(&cut.files[0].0);
+            qemu("qemu-img", &["check", "-f", "vmdk", text(&main)]).map(|_| true)
+        });
     }
 }
 
 #[test]
 fn failures_leave_old_or_new_contents() {
     for options in WRITABLE {
-        let (requests, step) = if long() { (2000, 7) } else { (60, 9) };
-        let failures =
-            block_on(FaultTest::new(&vmdk::DRIVER, options, SIZE, 7, requests, step).run()).unwrap();
-        assert!(failures > 5, "{options}: {failures}");
+        common::fault(&vmdk::DRIVER, options, SIZE, 65536);
     }
 }
 
