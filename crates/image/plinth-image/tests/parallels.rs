@@ -12,6 +12,7 @@ use plinth_image::format::{
 };
 use plinth_image::graph::{Cache, IoBuf, IoData};
 use plinth_image::testing::Random;
+use plinth_image::testing::samples::PARALLELS_BUNDLE as DESCRIPTOR;
 use plinth_image::{Error, ErrorKind};
 
 const SIZE: u64 = 4 << 20;
@@ -194,27 +195,6 @@ fn what_cannot_be_is_refused() {
         }
     });
 }
-
-/// A descriptor of two parts, of which the first has a snapshot.
-const DESCRIPTOR: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
-<Parallels_disk_image Version="1.0">
-  <Disk_Parameters><Disk_size>4096</Disk_size></Disk_Parameters>
-  <StorageData>
-    <Storage><Start>0</Start><End>2048</End><Blocksize>128</Blocksize>
-      <Image><GUID>{5fbaabe3-6958-40ff-92a7-860e329aab41}</GUID><Type>Compressed</Type><File>top.hds</File></Image>
-      <Image><GUID>{11111111-6958-40ff-92a7-860e329aab41}</GUID><Type>Compressed</Type><File>base.hds</File></Image>
-    </Storage>
-    <Storage><Start>2048</Start><End>4096</End><Blocksize>128</Blocksize>
-      <Image><GUID>{11111111-6958-40ff-92a7-860e329aab41}</GUID><Type>Plain</Type><File>plain.hds</File></Image>
-    </Storage>
-  </StorageData>
-  <Snapshots>
-    <Shot><GUID>{11111111-6958-40ff-92a7-860e329aab41}</GUID>
-      <ParentGUID>{00000000-0000-0000-0000-000000000000}</ParentGUID></Shot>
-    <Shot><GUID>{5fbaabe3-6958-40ff-92a7-860e329aab41}</GUID>
-      <ParentGUID>{11111111-6958-40ff-92a7-860e329aab41}</ParentGUID></Shot>
-  </Snapshots>
-</Parallels_disk_image>"#;
 
 #[test]
 fn bundles_are_read_through_their_snapshots() {

@@ -12,6 +12,7 @@ use plinth_image::format::{
     OutputFiles, Progress, Repair, open, vmdk,
 };
 use plinth_image::graph::{Cache, IoBuf, IoData, MemoryNode, Node};
+use plinth_image::testing::samples::{cowd, sesparse};
 use plinth_image::testing::{Random, Shadow, Workload};
 use plinth_image::{Error, ErrorKind};
 
@@ -334,55 +335,6 @@ fn the_redundant_directory_is_used_when_the_first_is_damaged() {
         }
         assert_ne!(first, second);
     });
-}
-
-/// A COWD extent as the specification describes it.
-fn cowd(data: &[u8]) -> Vec<u8> {
-    let grains = data.chunks(512);
-    let mut b = vec![0; 2048];
-    b[..4].copy_from_slice(b"COWD");
-    let sectors = (data.len() / 512) as u32;
-    for (at, word) in [(4, 1), (8, 3), (12, sectors), (16, 1), (20, 4), (24, 1), (28, 0)] {
-        b[at..at + 4].copy_from_slice(&u32::to_le_bytes(word));
-    }
-    let mut directory = vec![0; 512];
-    directory[..4].copy_from_slice(&5u32.to_le_bytes());
-    let (mut table, mut tail) = (vec![0; 4096 * 4], Vec::new());
-    for (n, grain) in grains.enumerate() {
-        if grain.iter().any(|&x| x != 0) {
-            let sector = 5 + 32 + (tail.len() / 512) as u32;
-            table[n * 4..n * 4 + 4].copy_from_slice(&sector.to_le_bytes());
-            tail.extend_from_slice(grain);
-        }
-    }
-    [b, directory, table, tail].concat()
-}
-
-/// A seSparse extent, its fields where QEMU's source has them.
-fn sesparse(data: &[u8], replay: u64) -> Vec<u8> {
-    let mut b = vec![0; 512];
-    let put = |b: &mut [u8], at: usize, word: u64| b[at..at + 8].copy_from_slice(&word.to_le_bytes());
-    let fields = [(0, 0xcafe_babe), (8, 0x2_0000_0001), (16, data.len() as u64 / 512), (24, 8), (32, 64)];
-    // Volatile header, directory, tables, grains.
-    let places = [(80, 1), (88, 1), (128, 2), (136, 1), (144, 3), (152, 64), (192, 128), (200, 1 << 20)];
-    for (at, word) in fields.into_iter().chain(places) {
-        put(&mut b, at, word);
-    }
-    b.resize(128 * 512, 0);
-    put(&mut b, 512, 0xcafe_cafe);
-    put(&mut b, 512 + 24, replay);
-    put(&mut b, 1024, 0x1000_0000 << 32);
-    for (n, grain) in data.chunks(4096).enumerate() {
-        let number = ((b.len() - 128 * 512) / 4096) as u64;
-        let entry = if grain.iter().all(|&x| x == 0) {
-            [0, 1 << 60, 2 << 60][n % 3]
-        } else {
-            b.extend_from_slice(grain);
-            3 << 60 | (number & 0xfff) << 48 | number >> 12
-        };
-        put(&mut b, 3 * 512 + n * 8, entry);
-    }
-    b
 }
 
 #[test]

@@ -160,7 +160,7 @@ fn elsewhere<T: Send + 'static>(
     start: impl FnOnce(Box<dyn FnOnce() + Send>),
 ) -> impl Future<Output = T> {
     let (sender, receiver) = futures_channel::oneshot::channel();
-    let task = Box::new(move || {
+    let task: Box<dyn FnOnce() + Send> = Box::new(move || {
         // Nobody waits any more if this fails.
         let _ = sender.send(work());
     });

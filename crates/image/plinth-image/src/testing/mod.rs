@@ -3,6 +3,7 @@
 
 mod crash;
 mod fault;
+pub mod samples;
 mod sim;
 mod workload;
 
