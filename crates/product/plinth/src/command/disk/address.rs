@@ -36,7 +36,12 @@ pub async fn open_source(path: &Path, options: &OpenOptions) -> Result<Opened> {
 }
 
 /// Opens the image that a command reads or changes: at a path or an address, or a disk inside of a package.
-pub async fn open_any(path: &Path, args: &OpenArgs, format: Option<Format>, read_only: bool) -> Result<Opened> {
+pub async fn open_any(
+    path: &Path,
+    args: &OpenArgs,
+    format: Option<Format>,
+    read_only: bool,
+) -> Result<Opened> {
     open_with(path, args.disk.as_deref(), &open_options(args, format, read_only)?).await
 }
 
@@ -65,7 +70,9 @@ async fn open_packed(package: &Package, name: Option<&str>) -> Result<Opened> {
         if name.is_none() { failure.help("name it: --disk NAME") } else { failure }
     })?;
     let image = package.open_disk(disk).await.map_err(failed)?;
-    let image = image.ok_or_else(|| Failure::new(Code::Failed, format!("the disk '{}' is empty: it has no file", disk.id)))?;
+    let image = image.ok_or_else(|| {
+        Failure::new(Code::Failed, format!("the disk '{}' is empty: it has no file", disk.id))
+    })?;
     Ok(Opened { image, probed: true })
 }
 

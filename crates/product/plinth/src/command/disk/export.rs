@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use plinth_image::graph::NodeRef;
 use plinth_image::ovf::{
-    Controller, ControllerKind, Disk, Firmware, MachineDescription, Nic, OperatingSystem, Package, package_files,
-    write_package,
+    Controller, ControllerKind, Disk, Firmware, MachineDescription, Nic, OperatingSystem, Package,
+    package_files, write_package,
 };
 use serde_json::json;
 
@@ -78,12 +78,17 @@ fn place(machine: &mut MachineDescription) {
         if machine.disks[n].controller.is_some() {
             continue;
         }
-        let free = machine.controllers.iter().enumerate().filter(|c| c.1.kind == ControllerKind::Sata).find_map(
-            |(c, _)| (0..SATA_PORTS).map(|p| (c, p)).find(|place| !used.contains(place)),
-        );
+        let free = machine
+            .controllers
+            .iter()
+            .enumerate()
+            .filter(|c| c.1.kind == ControllerKind::Sata)
+            .find_map(|(c, _)| (0..SATA_PORTS).map(|p| (c, p)).find(|place| !used.contains(place)));
         let (c, p) = free.unwrap_or_else(|| {
             let address = machine.controllers.iter().filter(|c| c.kind == ControllerKind::Sata).count();
-            machine.controllers.push(Controller { kind: ControllerKind::Sata, address: Some(address as u32) });
+            machine
+                .controllers
+                .push(Controller { kind: ControllerKind::Sata, address: Some(address as u32) });
             (machine.controllers.len() - 1, 0)
         });
         used.push((c, p));
@@ -129,7 +134,8 @@ pub fn run(args: &ExportArgs, global: &Global) -> Result<ExitCode> {
             machine.get_or_insert(own).disks.clear();
         }
         let stem = target.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-        let mut machine = machine.unwrap_or(MachineDescription { name: stem, ..MachineDescription::default() });
+        let mut machine =
+            machine.unwrap_or(MachineDescription { name: stem, ..MachineDescription::default() });
         machine.disks = disks;
         apply(args, &mut machine)?;
         place(&mut machine);
