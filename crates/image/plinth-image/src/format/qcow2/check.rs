@@ -291,8 +291,8 @@ impl Check<'_> {
             }
         }
         self.add_bytes(header.snapshots_offset, core.snapshot_table_len.get(), 1);
-        if let Some(data) = header.extension(header::EXT_CRYPT).filter(|d| d.len() >= 16) {
-            self.add_table("the encryption header", header::be64(data, 0), header::be64(data, 8));
+        if let Some((at, len)) = header.crypt_area() {
+            self.add_table("the encryption header", at, len);
         }
         for (offset, len) in core.bitmap_space().await? {
             self.add_table("a bitmap", offset, len);

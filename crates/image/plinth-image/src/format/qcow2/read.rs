@@ -21,6 +21,7 @@ impl Core {
         if buf.is_empty() {
             return Ok(buf);
         }
+        self.check_key()?;
         let run = self.lookup(view, offset, buf.len() as u64).await?;
         if run.len == buf.len() as u64 {
             return self.read_run(offset, run, buf).await;
@@ -62,7 +63,7 @@ impl Core {
 
     async fn read_run(&self, offset: u64, run: Run, mut buf: IoBuf) -> Result<IoBuf, Error> {
         match (run.kind, run.host) {
-            (Kind::Data, Some(host)) => self.data_node().read(host, buf).await,
+            (Kind::Data, Some(host)) => self.read_host(offset, host, buf).await,
             (Kind::Compressed, _) => {
                 let cluster = self.unpack(run.entry).await?;
                 let within = (offset % self.cluster) as usize;
@@ -110,6 +111,10 @@ impl Core {
 
     /// What is known of data. Where clusters were allocated and not written, the file may have holes.
     async fn stored(&self, run: Run) -> Result<Extent, Error> {
+        if self.crypt.is_some() {
+            // A hole of the file is not one of the disk then, and what is there is nothing for others to read.
+            return Ok(Extent::stored(run.len, None));
+        }
         let all = Extent::stored(run.len, run.host);
         let sparse = self.sparse.get().unwrap_or_else(|| self.data_node().is_sparse());
         self.sparse.set(Some(sparse));
