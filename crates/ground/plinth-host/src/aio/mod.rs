@@ -151,7 +151,7 @@ pub fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) ->
 /// # Panics
 /// If `work` panics.
 pub fn offload<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = T> {
-    elsewhere(work, |task| rayon::spawn(task))
+    elsewhere(work, rayon::spawn)
 }
 
 /// Runs `work` by `start`, or here if this thread does everything itself.
