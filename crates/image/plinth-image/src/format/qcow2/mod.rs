@@ -45,7 +45,9 @@ mod write;
 mod zero;
 
 use std::cell::{Cell, RefCell};
+use std::fs::File;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 
 use async_lock::Mutex;
 use serde_json::json;
@@ -109,6 +111,10 @@ struct Core {
     locks: RangeLocks,
     /// L1 entries whose tables are being made.
     l1_locks: RangeLocks,
+    /// The slice of the L2 tables that comes after the last one that was loaded.
+    next_slice: Cell<u64>,
+    /// The file with the data has holes in what is allocated; not known before somebody asks.
+    sparse: Cell<Option<bool>>,
     unpacked: RefCell<compress::Unpacked>,
     snapshots: RefCell<Vec<snapshot::Entry>>,
     snapshot_table_len: Cell<u64>,
@@ -193,6 +199,8 @@ impl Core {
             pressure: Cell::new(0),
             locks: RangeLocks::default(),
             l1_locks: RangeLocks::default(),
+            next_slice: Cell::new(0),
+            sparse: Cell::default(),
             unpacked: RefCell::default(),
             snapshots: RefCell::new(snapshots),
             snapshot_table_len: Cell::new(table_len),
@@ -366,6 +374,12 @@ impl Node for Qcow2 {
     fn close(&self) -> Io<'_, ()> {
         Box::pin(self.core.close())
     }
+
+    fn host_file(&self) -> Option<Arc<File>> {
+        // What is encrypted is not there as it is read.
+        let plain = self.core.header.borrow().crypt == header::CRYPT_NONE;
+        plain.then(|| self.core.data_node().host_file()).flatten()
+    }
 }
 
 impl Image for Qcow2 {
@@ -452,6 +466,14 @@ impl Image for Qcow2 {
             check_write(self, 0, 0)?;
             let _alone = self.core.locks.lock(0..u64::MAX, true).await;
             self.core.amend(options).await
+        })
+    }
+
+    fn make_empty(&self) -> Io<'_, ()> {
+        Box::pin(async move {
+            check_write(self, 0, 0)?;
+            let _alone = self.core.locks.lock(0..u64::MAX, true).await;
+            self.core.make_empty().await
         })
     }
 

@@ -121,7 +121,7 @@ pub fn rebase(args: Vec<String>) -> Result {
         }
         with_progress(parsed.has("p") && !parsed.has("q"), async |progress| {
             if !unsafe_mode {
-                job::rebase_safe(&*top, below.as_deref().map(|b| b as &dyn Node), progress)
+                job::rebase_safe(&*top, below.as_deref().map(|b| b as &dyn Node), parsed.has("c"), progress)
                     .await
                     .map_err(failed)?;
             }
