@@ -280,7 +280,7 @@ pub async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> 
         Some(options) => Some(NewInside::new(options).await?),
         None => None,
     };
-    let luks_clusters = luks.as_ref().map_or(0, |l| l.len().div_ceil(cluster));
+    let luks_clusters = luks.as_ref().map_or(0, |l| l.header_len().div_ceil(cluster));
     let (blocks, table) = count_clusters(1 + l1_clusters + luks_clusters, bits, header.refcount_order);
     header.reftable_offset = cluster;
     header.reftable_clusters = table as u32;
@@ -288,7 +288,7 @@ pub async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> 
     header.l1_size = plan.l1_entries as u32;
     let luks_at = header.l1_offset + (l1_clusters << bits);
     if let Some(luks) = &luks {
-        let place = [luks_at.to_be_bytes(), luks.len().to_be_bytes()].concat();
+        let place = [luks_at.to_be_bytes(), luks.header_len().to_be_bytes()].concat();
         header.set_extension(header::EXT_CRYPT, Some(place));
     }
     let head = header.encode(name)?;

@@ -16,7 +16,7 @@ pub fn measure(size: u64, used: u64, options: &Options) -> Result<(u64, u64), Er
     let cluster = header.cluster_size();
     let tables = size.div_ceil(header.l2_span());
     let l1 = (plan.l1_entries * 8).div_ceil(cluster);
-    let luks = plan.luks.as_ref().map(inside::len).transpose()?.unwrap_or(0).div_ceil(cluster);
+    let luks = plan.luks.as_ref().map(inside::header_len).transpose()?.unwrap_or(0).div_ceil(cluster);
     let data = size.div_ceil(cluster);
     // Tables are reckoned for the full disk in both cases.
     let other = 1 + l1 + tables + luks + data;
