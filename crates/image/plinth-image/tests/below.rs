@@ -15,7 +15,7 @@ use plinth_image::testing::{SimOutput, World};
 
 const SIZE: u64 = 9 << 20;
 
-const FORMATS: [(&'static Driver, &str, &str); 10] = [
+const FORMATS: [(&Driver, &str, &str); 10] = [
     (&qcow2::DRIVER, "qcow2", ""),
     (&qcow2::DRIVER, "qcow2", "cluster_size=2M"),
     (&qcow2::DRIVER, "qcow2", "extended_l2=on"),

@@ -280,3 +280,28 @@ fn files_on_the_host_are_copied_past_the_cache() {
     });
     assert!(std::fs::read(&to).unwrap() == file.contents());
 }
+
+/// A new LUKS image is noise where nothing was written, so a copy writes zeros too.
+#[test]
+fn zeros_are_written_to_what_is_noise() {
+    let mut random = Random::new(12);
+    let source = random_file(&mut random, 3 << 20);
+    let expected = source.contents();
+    block_on(async {
+        let (output, secret) = (MemoryOutput::new("x"), b"a good passphrase");
+        let options = Options::parse("iter-time=1").unwrap();
+        let request = ConvertRequest {
+            sources: vec![raw(source).await],
+            format: Format::Luks,
+            options: &options,
+            backing: None,
+            secret: Some(secret),
+            copy: CopyOptions::default(),
+        };
+        job::convert(request, &output, &Progress::default()).await.unwrap();
+        let secret = Some((&secret[..]).into());
+        let read = OpenOptions { format: Some(Format::Luks), secret, ..OpenOptions::default() };
+        let image = open_node(output.file("x").unwrap(), &read).await.unwrap().image;
+        assert!(all(&*image).await == expected);
+    });
+}

@@ -100,7 +100,7 @@ pub struct NewInside {
 ///
 /// # Errors
 /// [`ErrorKind::Invalid`] for options that make no sense.
-pub fn len(options: &Options) -> Result<u64, Error> {
+pub fn header_len(options: &Options) -> Result<u64, Error> {
     Ok(v1::compact_len(cipher_options(options).map_err(invalid)?.1))
 }
 
@@ -127,7 +127,7 @@ impl NewInside {
 
     /// Bytes of the header.
     #[must_use]
-    pub fn len(&self) -> u64 {
+    pub fn header_len(&self) -> u64 {
         self.header.payload
     }
 
