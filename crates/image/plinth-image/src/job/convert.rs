@@ -39,6 +39,12 @@ pub async fn create(
     create(CreateRequest { output, size, options, backing, secret }).await
 }
 
+/// True if a new image without one below reads as zeros. One of LUKS reads as noise.
+#[must_use]
+pub fn starts_as_zeros(image: &dyn Image) -> bool {
+    image.format() != Format::Luks
+}
+
 /// What to convert, and to what.
 pub struct ConvertRequest<'a> {
     /// Disks, one behind the other.
@@ -76,7 +82,7 @@ pub async fn convert(
     let target =
         create(output, request.format, size, request.options, request.backing, request.secret).await?;
     // What is new reads as zeros, unless there is something below.
-    let options = CopyOptions { target_is_zero: !over, ..request.copy };
+    let options = CopyOptions { target_is_zero: !over && starts_as_zeros(&*target), ..request.copy };
     let report = copy(&*source, 0..size, &*target, 0, &options, progress).await?;
     target.close().await?;
     Ok(report)

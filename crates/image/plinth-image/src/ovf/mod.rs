@@ -22,6 +22,7 @@ pub use machine::{Controller, ControllerKind, Disk, Firmware, MachineDescription
 pub use manifest::{Manifest, Verified};
 use part::Parts;
 pub use write::{Written, package_files, write_package};
+pub(crate) use xml::escape;
 
 /// Files of a package at most.
 const MAX_FILES: usize = 4096;
@@ -281,14 +282,22 @@ impl Package {
         let disks: Vec<&Disk> = self.machines.iter().flat_map(|m| &m.disks).collect();
         let has = || {
             let names: Vec<_> = disks.iter().map(|d| d.file.as_ref().unwrap_or(&d.id).as_str()).collect();
-            if names.is_empty() { "it has no disks".to_owned() } else { format!("it has {}", names.join(", ")) }
+            if names.is_empty() {
+                "it has no disks".to_owned()
+            } else {
+                format!("it has {}", names.join(", "))
+            }
         };
         let doing = |what: &str| format!("cannot open {what} of '{}'", self.name);
         let Some(name) = name else {
             return match disks[..] {
                 [one] => Ok(one),
                 [] => Err(Error::new(ErrorKind::NotFound, doing("a disk"), has())),
-                _ => Err(Error::new(ErrorKind::Invalid, doing("the disk"), format!("one has to be named: {}", has()))),
+                _ => Err(Error::new(
+                    ErrorKind::Invalid,
+                    doing("the disk"),
+                    format!("one has to be named: {}", has()),
+                )),
             };
         };
         let is = |d: &&&Disk| {
@@ -310,7 +319,11 @@ impl Package {
         let Some(file) = &disk.file else { return Ok(None) };
         if disk.parent.as_deref().is_some_and(|p| !p.is_empty()) {
             let why = "it has only what differs from another disk of the package, which is not supported";
-            return Err(Error::new(ErrorKind::Unsupported, format!("cannot open '{file}' of '{}'", self.name), why));
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("cannot open '{file}' of '{}'", self.name),
+                why,
+            ));
         }
         // What a format can need beyond the disk's own bytes.
         let limit = disk.capacity.saturating_add(disk.capacity / 8).saturating_add(64 << 20);

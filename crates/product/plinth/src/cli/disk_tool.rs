@@ -87,6 +87,9 @@ pub struct OpenArgs {
     /// Read the passphrase of an encrypted image from this file
     #[arg(long, value_name = "FILE")]
     pub secret_file: Option<PathBuf>,
+    /// Take the LUKS header of the image from this file
+    #[arg(long, value_name = "FILE")]
+    pub header: Option<PathBuf>,
     /// Go on if another process uses the image: what is read may be in the middle of a change
     #[arg(long)]
     pub share: bool,
@@ -114,6 +117,9 @@ pub struct NewArgs {
     /// Options of the format: NAME=VALUE[,NAME=VALUE...]; `-o help` lists them. Repeatable
     #[arg(short = 'o', long = "option", value_name = "OPTION")]
     pub options: Vec<String>,
+    /// Write the LUKS header of the new image into this file of its own
+    #[arg(long, value_name = "FILE")]
+    pub new_header: Option<PathBuf>,
     /// Replace a file that is there
     #[arg(long)]
     pub force: bool,
@@ -127,7 +133,9 @@ pub struct NewArgs {
 Examples:
   plinth disk create d.qcow2 20G
   plinth disk create d.qcow2 20G -o cluster_size=128k,preallocation=metadata
-  plinth disk create overlay.qcow2 --backing base.qcow2")]
+  plinth disk create overlay.qcow2 --backing base.qcow2
+  plinth disk create d.luks 20G --secret-file key.txt
+  plinth disk create d.img 20G --to luks --secret-file key.txt --new-header d.header")]
 pub struct CreateArgs {
     /// The image to create
     #[arg(value_name = "IMAGE")]
@@ -170,9 +178,11 @@ Examples:
   plinth disk convert d.qcow2 d.raw --snapshot before-update
   plinth disk convert d.qcow2 /dev/sdx --to raw --force
   plinth disk convert machine.ova d.qcow2 --disk 2
+  plinth disk convert d.qcow2 d.hdd
 
 The new image gets its name when it is complete and on the disk. When the command is stopped before that, whatever
-had the name still has it. Several sources become one disk, one behind the other.")]
+had the name still has it. Several sources become one disk, one behind the other. A new disk of Parallels is a folder
+if its name ends in .hdd, and one file if it ends in .hds.")]
 pub struct ConvertArgs {
     /// The images to read, and last the image to write
     #[arg(value_name = "SOURCE... TARGET", required = true, num_args = 2..)]
@@ -441,13 +451,25 @@ pub struct BenchArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  plinth disk amend d.qcow2 -o lazy_refcounts=on")]
+  plinth disk amend d.qcow2 -o lazy_refcounts=on
+  plinth disk amend d.luks --secret-file key.txt --add-secret new-key.txt
+  plinth disk amend d.luks --secret-file new-key.txt --remove-secret key.txt
+  plinth disk amend d.luks --secret-file key.txt -o state=inactive,keyslot=3
+
+An encrypted image has slots for several passphrases. -o keyslot=NUMBER names one; the last one cannot be removed.")]
 pub struct AmendArgs {
     #[command(flatten)]
     pub image: ImageArgs,
     /// Options of the format. Repeatable
-    #[arg(short = 'o', long = "option", value_name = "OPTION", required = true)]
+    #[arg(short = 'o', long = "option", value_name = "OPTION",
+          required_unless_present_any = ["add_secret", "remove_secret"])]
     pub options: Vec<String>,
+    /// Let the passphrase in this file open the image too
+    #[arg(long, value_name = "FILE", conflicts_with = "remove_secret")]
+    pub add_secret: Option<PathBuf>,
+    /// Let the passphrase in this file open the image no more
+    #[arg(long, value_name = "FILE")]
+    pub remove_secret: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
 use plinth_image::format::{Format, OpenOptions, Opened, open, open_node};
 use plinth_image::graph::{FileNode, FileOptions, HttpNode, Keep, NodeRef, OverlayNode};
@@ -15,6 +16,9 @@ use crate::failure::{Code, Failure, Result};
 
 /// Bytes that are read from a web server at once.
 const WEB_CLUSTER: u32 = 1 << 20;
+
+/// How long a server of an export may be gone in the middle of a command.
+const RECONNECT: Duration = Duration::from_secs(30);
 
 /// Opens the image at a path or an address.
 ///
@@ -36,12 +40,25 @@ pub async fn open_source(path: &Path, options: &OpenOptions) -> Result<Opened> {
 }
 
 /// Opens the image that a command reads or changes: at a path or an address, or a disk inside of a package.
-pub async fn open_any(path: &Path, args: &OpenArgs, format: Option<Format>, read_only: bool) -> Result<Opened> {
+pub async fn open_any(
+    path: &Path,
+    args: &OpenArgs,
+    format: Option<Format>,
+    read_only: bool,
+) -> Result<Opened> {
     open_with(path, args.disk.as_deref(), &open_options(args, format, read_only)?).await
 }
 
 /// As [`open_any`]; `disk` is the one of a package that is meant.
 pub async fn open_with(path: &Path, disk: Option<&str>, options: &OpenOptions) -> Result<Opened> {
+    let text = path.to_str().unwrap_or_default();
+    if options.format.is_none()
+        && Package::is_name(path)
+        && (Uri::looks_like(text) || HttpNode::is_address(text))
+    {
+        let what = format!("cannot open '{text}': packages are opened from files, not from addresses");
+        return Err(Failure::new(Code::Failed, what).help("fetch it first"));
+    }
     if options.format.is_none() && Package::is_name(path) {
         let doing = || format!("'{}' is a package, which is only read", path.display());
         if !options.read_only {
@@ -58,6 +75,22 @@ pub async fn open_with(path: &Path, disk: Option<&str>, options: &OpenOptions) -
     open_source(path, options).await
 }
 
+/// As [`open_any`], for one of two images: only one of them may be a package.
+pub async fn open_either(
+    path: &Path,
+    args: &OpenArgs,
+    format: Option<Format>,
+    read_only: bool,
+) -> Result<Opened> {
+    let disk = args.disk.as_deref().filter(|_| Package::is_name(path));
+    let mut args = args.clone();
+    // Neither is a header that of both.
+    if format.is_some_and(|f| f != Format::Luks) {
+        args.header = None;
+    }
+    open_with(path, disk, &open_options(&args, format, read_only)?).await
+}
+
 /// Opens the disk of a package that has this name.
 async fn open_packed(package: &Package, name: Option<&str>) -> Result<Opened> {
     let disk = package.find_disk(name).map_err(|e| {
@@ -65,7 +98,9 @@ async fn open_packed(package: &Package, name: Option<&str>) -> Result<Opened> {
         if name.is_none() { failure.help("name it: --disk NAME") } else { failure }
     })?;
     let image = package.open_disk(disk).await.map_err(failed)?;
-    let image = image.ok_or_else(|| Failure::new(Code::Failed, format!("the disk '{}' is empty: it has no file", disk.id)))?;
+    let image = image.ok_or_else(|| {
+        Failure::new(Code::Failed, format!("the disk '{}' is empty: it has no file", disk.id))
+    })?;
     Ok(Opened { image, probed: true })
 }
 
@@ -80,7 +115,7 @@ async fn open_export(text: &str, read_only: bool) -> Result<NodeRef> {
         }
         (false, _) => None,
     };
-    let options = client::Options { tls, read_only, bitmap: None };
+    let options = client::Options { tls, read_only, bitmap: None, reconnect: RECONNECT };
     Ok(Rc::new(client::open(&uri, &options).await.map_err(|e| nbd(&e))?))
 }
 

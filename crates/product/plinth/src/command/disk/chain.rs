@@ -72,7 +72,9 @@ pub fn commit(args: &CommitArgs, global: &Global) -> Result<ExitCode> {
     let then = match (emptied, args.keep) {
         (true, _) => format!("{name} is empty now"),
         (_, true) => format!("{name} still has it too"),
-        _ => format!("{name} still has it too, as its format cannot be emptied: create it anew to save space"),
+        _ => {
+            format!("{name} still has it too, as its format cannot be emptied: create it anew to save space")
+        }
     };
     let text = format!("{} written to {}; {then}\n", size::show(written), base.display());
     let value = json!({ "path": image.path, "backing": base, "written": written, "emptied": emptied });

@@ -1,18 +1,18 @@
 //! `plinth disk export`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use plinth_image::graph::NodeRef;
 use plinth_image::ovf::{
-    Controller, ControllerKind, Disk, Firmware, MachineDescription, Nic, OperatingSystem, Package, package_files,
-    write_package,
+    Controller, ControllerKind, Disk, Firmware, MachineDescription, Nic, OperatingSystem, Package,
+    package_files, write_package,
 };
 use serde_json::json;
 
 use super::address::open_any;
-use super::common::{failed, is_new, print, result, with_progress};
+use super::common::{failed, may_replace, print, result, with_progress};
 use super::package;
 use crate::cli::disk_tool::{ExportArgs, FirmwareArg};
 use crate::cli::{Global, size};
@@ -78,12 +78,17 @@ fn place(machine: &mut MachineDescription) {
         if machine.disks[n].controller.is_some() {
             continue;
         }
-        let free = machine.controllers.iter().enumerate().filter(|c| c.1.kind == ControllerKind::Sata).find_map(
-            |(c, _)| (0..SATA_PORTS).map(|p| (c, p)).find(|place| !used.contains(place)),
-        );
+        let free = machine
+            .controllers
+            .iter()
+            .enumerate()
+            .filter(|c| c.1.kind == ControllerKind::Sata)
+            .find_map(|(c, _)| (0..SATA_PORTS).map(|p| (c, p)).find(|place| !used.contains(place)));
         let (c, p) = free.unwrap_or_else(|| {
             let address = machine.controllers.iter().filter(|c| c.kind == ControllerKind::Sata).count();
-            machine.controllers.push(Controller { kind: ControllerKind::Sata, address: Some(address as u32) });
+            machine
+                .controllers
+                .push(Controller { kind: ControllerKind::Sata, address: Some(address as u32) });
             (machine.controllers.len() - 1, 0)
         });
         used.push((c, p));
@@ -104,7 +109,7 @@ pub fn run(args: &ExportArgs, global: &Global) -> Result<ExitCode> {
             .help("let it end in .ova for one archive, or in .ovf for a folder of files"));
     }
     let start = Instant::now();
-    let (machine, written) = with_progress("exporting", async |progress| {
+    let (machine, written, left_out) = with_progress("exporting", async |progress| {
         let mut machine: Option<MachineDescription> = None;
         if let Some(like) = &args.like {
             let package = Package::open(like).await.map_err(failed)?;
@@ -129,17 +134,24 @@ pub fn run(args: &ExportArgs, global: &Global) -> Result<ExitCode> {
             machine.get_or_insert(own).disks.clear();
         }
         let stem = target.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-        let mut machine = machine.unwrap_or(MachineDescription { name: stem, ..MachineDescription::default() });
+        let mut machine =
+            machine.unwrap_or(MachineDescription { name: stem, ..MachineDescription::default() });
         machine.disks = disks;
         apply(args, &mut machine)?;
         place(&mut machine);
-        let there: Option<PathBuf> = package_files(target, nodes.len()).into_iter().find(|p| !is_new(p));
-        if let Some(there) = there.filter(|_| !args.force) {
-            return Err(Failure::usage(format!("'{}' is there already", there.display()))
-                .help("choose another name, or replace it with --force: what it holds is lost then"));
+        for path in package_files(target, nodes.len()) {
+            may_replace(&path, args.force)?;
         }
+        let left_out = std::mem::take(&mut machine.other).len();
         let written = write_package(target, &machine, &nodes, progress).await.map_err(failed)?;
-        Ok((machine, written))
+        let mut files = written.iter();
+        for (n, (disk, node)) in machine.disks.iter_mut().zip(&nodes).enumerate() {
+            let file = node.as_ref().and_then(|_| files.next());
+            disk.id = format!("vmdisk{}", n + 1);
+            disk.file = file.map(|w| w.file.clone());
+            disk.capacity = file.map_or(disk.capacity, |w| w.capacity);
+        }
+        Ok((machine, written, left_out))
     })?;
     let seconds = start.elapsed().as_secs_f64();
     let bytes: u64 = written.iter().map(|w| w.size).sum();
@@ -147,14 +159,17 @@ pub fn run(args: &ExportArgs, global: &Global) -> Result<ExitCode> {
         1 => "1 disk".to_owned(),
         n => format!("{n} disks"),
     };
-    let text = format!(
+    let mut text = format!(
         "{}: machine '{}', {disks}, {} in {seconds:.1} s\n",
         target.display(),
         machine.name.escape_debug(),
         size::show(bytes)
     );
+    if left_out > 0 {
+        text += &format!("{left_out} parts of its description are not understood, and were left out\n");
+    }
     let value = json!({
-        "path": target, "machine": package::value(&machine), "seconds": seconds,
+        "path": target, "left_out": left_out, "machine": package::value(&machine), "seconds": seconds,
         "disks": written.iter()
             .map(|w| json!({ "file": w.file, "size": w.size, "capacity": w.capacity })).collect::<Vec<_>>(),
     });

@@ -7,7 +7,7 @@ use plinth_image::format::{Format, OpenOptions};
 use serde_json::{Value, json};
 
 use super::address::open_with;
-use super::common::{backing_of, interruptible, open_options, result};
+use super::common::{allocated, backing_of, interruptible, open_options, result};
 use super::package;
 use crate::cli::disk_tool::InfoArgs;
 use crate::cli::{Global, size};
@@ -46,12 +46,6 @@ pub fn run(args: &InfoArgs, global: &Global) -> Result<ExitCode> {
     let value = if args.chain { Value::Array(values) } else { values.swap_remove(0) };
     result(global, &value, &text)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Bytes that a file takes up.
-fn allocated(path: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(path).map_or(0, |m| m.blocks() * 512)
 }
 
 async fn facts(path: &Path, options: &OpenOptions, args: &InfoArgs) -> Result<Facts> {

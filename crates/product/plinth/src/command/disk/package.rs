@@ -123,7 +123,11 @@ fn text(m: &MachineDescription, first_disk: usize) -> String {
     ];
     if let Some(os) = &m.os {
         let known = system(&os.id.to_string()).and_then(|s| s.1);
-        let name = os.description.clone().or(known.map(str::to_owned)).unwrap_or_else(|| format!("number {}", os.id));
+        let name = os
+            .description
+            .clone()
+            .or(known.map(str::to_owned))
+            .unwrap_or_else(|| format!("number {}", os.id));
         let version = os.version.as_ref().map_or(String::new(), |v| format!(" {v}"));
         lines.push(("operating system".into(), format!("{name}{version}")));
     }
@@ -183,7 +187,9 @@ pub fn check(path: &Path, global: &Global) -> Result<ExitCode> {
         }
     })?;
     let (clean, text, files, unlisted) = match verified {
-        Err(why) => (false, format!("{why}\nthe package is NOT in order: get it again\n"), Vec::new(), Vec::new()),
+        Err(why) => {
+            (false, format!("{why}\nthe package is NOT in order: get it again\n"), Vec::new(), Vec::new())
+        }
         Ok(None) => {
             let text = "it has no manifest (.mf), so there is nothing to compare its files with\n".to_owned();
             (true, text, Vec::new(), Vec::new())
