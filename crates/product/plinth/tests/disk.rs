@@ -509,7 +509,7 @@ fn a_disk_of_parallels_is_a_folder() {
     assert_eq!(names(dir).iter().filter(|p| p.to_string_lossy().ends_with(".tmp")).count(), 0);
     fs::create_dir(dir.join("other.hdd")).unwrap();
     fs::write(dir.join("other.hdd/x"), "x").unwrap();
-    fails(dir, &["disk", "create", "other.hdd", "1G", "--force"], 2, &["something else"]);
+    fails(dir, &["disk", "create", "other.hdd", "1G", "--force"], 2, &["is a folder"]);
     // One file is what others open.
     does(dir, &["disk", "convert", "d.raw", "p.hds"]);
     if let Some(out) = peer(dir, &["compare", "-f", "parallels", "-F", "raw", "p.hds", "d.raw"]) {

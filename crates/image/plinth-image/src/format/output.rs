@@ -142,9 +142,22 @@ impl OutputFiles {
             rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).map_err(failed)?;
             let temporary = last.with_file_name(format!("{prefix}{:016x}.tmp", u64::from_ne_bytes(random)));
             match FileNode::create(&temporary, self.cache) {
-                Ok(node) => return Ok((Rc::new(node), (temporary, last))),
+                Ok(node) => {
+                    // Where it is one of several in a folder, that is what the user has named.
+                    let node = node.called(self.whole.as_deref().unwrap_or(&last));
+                    return Ok((Rc::new(node), (temporary, last)));
+                }
                 Err(e) if e.kind == ErrorKind::Exists => {}
-                Err(e) => return Err(e),
+                Err(e) if e.kind == ErrorKind::NotFound => {
+                    let folder = last.parent().unwrap_or(Path::new("."));
+                    let why = format!("there is no folder '{}'", folder.display());
+                    return Err(Error::new(
+                        ErrorKind::NotFound,
+                        format!("cannot create '{}'", last.display()),
+                        why,
+                    ));
+                }
+                Err(e) => return Err(Error { context: format!("cannot create '{}'", last.display()), ..e }),
             }
         }
         Err(Error::new(

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::{Concat, CopyOptions, CopyReport, copy};
-use crate::format::{BackingLink, CreateRequest, Format, Image, Options, Output, Progress};
+use crate::format::{Backing, CreateRequest, Format, Image, Options, Output, Progress};
 use crate::graph::NodeRef;
 use crate::{Error, ErrorKind, SECTOR};
 
@@ -17,7 +17,7 @@ pub async fn create(
     format: Format,
     size: u64,
     options: &Options,
-    backing: Option<BackingLink>,
+    backing: Option<Backing>,
     secret: Option<&[u8]>,
 ) -> Result<Rc<dyn Image>, Error> {
     let doing = || format!("cannot create '{}'", output.name());
@@ -40,9 +40,11 @@ pub async fn create(
 }
 
 /// True if a new image without one below reads as zeros. One of LUKS reads as noise.
-#[must_use]
-pub fn starts_as_zeros(image: &dyn Image) -> bool {
-    image.format() != Format::Luks
+///
+/// # Errors
+/// The image's.
+pub async fn starts_as_zeros(image: &dyn Image) -> Result<bool, Error> {
+    Ok(!image.describe().encrypted || image.size() == 0 || image.status(0, 1).await?.zero)
 }
 
 /// What to convert, and to what.
@@ -53,9 +55,9 @@ pub struct ConvertRequest<'a> {
     pub format: Format,
     /// Its options.
     pub options: &'a Options,
-    /// The image below the new one. Only what the first [`CopyOptions::layers`] layers of the source have is copied
+    /// The image below the new one, which has to be open. Only what the first [`CopyOptions::layers`] layers of the source have is copied
     /// then.
-    pub backing: Option<BackingLink>,
+    pub backing: Option<Backing>,
     /// The passphrase, if it is to be encrypted.
     pub secret: Option<&'a [u8]>,
     /// How to copy.
@@ -82,7 +84,7 @@ pub async fn convert(
     let target =
         create(output, request.format, size, request.options, request.backing, request.secret).await?;
     // What is new reads as zeros, unless there is something below.
-    let options = CopyOptions { target_is_zero: !over && starts_as_zeros(&*target), ..request.copy };
+    let options = CopyOptions { target_is_zero: !over && starts_as_zeros(&*target).await?, ..request.copy };
     let report = copy(&*source, 0..size, &*target, 0, &options, progress).await?;
     target.close().await?;
     Ok(report)

@@ -34,8 +34,10 @@ pub fn main_name(folder: &str) -> String {
 pub fn descriptor(size: u64, cluster: u64, image: &str) -> String {
     let sectors = size / SECTOR;
     // The three have to give the size exactly; guests do not see them any more.
-    let (heads, per_track) =
-        [(16, 63), (16, 32), (16, 1)].into_iter().find(|(h, s)| sectors % (h * s) == 0).unwrap_or((1, 1));
+    let (heads, per_track) = [(16, 63), (16, 32), (16, 1)]
+        .into_iter()
+        .find(|(h, s)| sectors.is_multiple_of(h * s))
+        .unwrap_or((1, 1));
     let cylinders = sectors / (heads * per_track);
     let (image, block) = (escape(image), cluster / SECTOR);
     format!(

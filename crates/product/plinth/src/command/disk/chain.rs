@@ -19,7 +19,7 @@ pub fn rebase(args: &RebaseArgs, global: &Global) -> Result<ExitCode> {
         let mut below = None;
         if let Some(path) = &args.backing {
             let (new, opened) = backing_link(&image.path, path, args.backing_format, &image.open).await?;
-            link = Some(new);
+            link = Some(new.link);
             below = Some(opened.image);
         }
         let mut options = open_options(&image.open, image.format, false)?;

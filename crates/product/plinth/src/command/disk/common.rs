@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use plinth_host::aio;
 use plinth_host::buffer::IoBuf;
 use plinth_image::format::{
-    BackingLink, Format, Image, OpenOptions, Opened, Options, OutputFiles, Progress, Trust, open,
+    Backing, BackingLink, Format, Image, OpenOptions, Opened, Options, OutputFiles, Progress, Trust, open,
 };
 use plinth_image::graph::{Cache, FileNode, FileOptions, NodeRef};
 use plinth_image::{Error, ErrorKind};
@@ -34,7 +34,12 @@ pub fn failed(e: Error) -> Failure {
     let failure = Failure::from_error(code, "", &e);
     match e.kind {
         ErrorKind::NotFound if e.context.contains("://") => failure.help("check the address"),
-        ErrorKind::NotFound => failure.help("check the name: relative paths begin at the current folder"),
+        ErrorKind::NotFound if e.source.kind() == std::io::ErrorKind::NotFound => {
+            failure.help("check the name: relative paths begin at the current folder")
+        }
+        ErrorKind::ReadOnly if e.source.kind() == std::io::ErrorKind::PermissionDenied => {
+            failure.help("`ls -ld` on the file and its folder shows who may read and write them")
+        }
         ErrorKind::Busy => failure
             .help("stop the machine or program that uses it (`fuser FILE` names the process)")
             .help("to read it nevertheless, add --share"),
@@ -43,9 +48,9 @@ pub fn failed(e: Error) -> Failure {
         }
         ErrorKind::Key => failure.help("give the passphrase in a file: --secret-file FILE"),
         ErrorKind::NoSpace => failure.help("free some space, or write to another file system"),
-        ErrorKind::Format => {
-            failure.help("if the bytes are the disk's own, say so: --format raw (--from raw)")
-        }
+        ErrorKind::Format => failure.help(
+            "without --format (--from) the contents decide; if they are the disk's own bytes, say raw there",
+        ),
         _ => failure,
     }
 }
@@ -179,6 +184,9 @@ pub fn is_new(path: &Path) -> bool {
 
 /// Refuses to replace what the user has not given up.
 pub fn may_replace(path: &Path, force: bool) -> Result<()> {
+    if path.is_dir() && !path.join(plinth_image::format::parallels::DESCRIPTOR).is_file() {
+        return Err(Failure::usage(format!("'{}' is a folder", path.display())).help("name a file in it"));
+    }
     if force || is_new(path) {
         return Ok(());
     }
@@ -200,14 +208,6 @@ pub fn output(path: &Path, args: &NewArgs) -> Result<OutputFiles> {
     // What Parallels calls a disk by this ending is a folder.
     if new_format(args, path) == Format::Parallels && name.to_ascii_lowercase().ends_with(".hdd") {
         let main = plinth_image::format::parallels::main_name(name);
-        let is_bundle = path.join(plinth_image::format::parallels::DESCRIPTOR).is_file();
-        if path.is_dir() && !is_bundle {
-            return Err(Failure::usage(format!(
-                "'{}' is a folder with something else than a disk",
-                path.display()
-            ))
-            .help("choose another name"));
-        }
         return OutputFiles::in_folder(path, &main, cache).map_err(failed);
     }
     // Where the name is a link, the file behind it is replaced, not the link.
@@ -226,7 +226,7 @@ pub async fn backing_link(
     backing: &Path,
     format: Option<Format>,
     args: &OpenArgs,
-) -> Result<(BackingLink, Opened)> {
+) -> Result<(Backing, Opened)> {
     let opened = open(backing, &open_options(args, format, true)?).await.map_err(failed)?;
     let real = |p: &Path| {
         std::fs::canonicalize(p)
@@ -242,7 +242,8 @@ pub async fn backing_link(
     let name = if name.contains(':') && !name.starts_with('/') { format!("./{name}") } else { name };
     let link =
         BackingLink { name, format: Some(opened.image.format()), identity: opened.image.describe().identity };
-    Ok((link, opened))
+    let node: NodeRef = opened.image.clone();
+    Ok((Backing { link, node: Some(node) }, opened))
 }
 
 /// A stream with a byte for each signal that ends the process.

@@ -79,11 +79,8 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<ExitCode> {
             });
         }
         let mut backing = None;
-        let mut _below = None;
         if let Some(path) = &args.backing {
-            let (link, opened) = backing_link(target, path, args.backing_format, &args.open).await?;
-            backing = Some(link);
-            _below = Some(opened);
+            backing = Some(backing_link(target, path, args.backing_format, &args.open).await?.0);
         }
         // Compressed clusters lie at any byte, which is slow past the page cache.
         let cached = args.new.cached || args.compress.is_some();
@@ -134,7 +131,8 @@ pub fn dd(args: &DdArgs, global: &Global) -> Result<ExitCode> {
         let image = job::create(&files, format, to - from, &options, None, secret.as_deref())
             .await
             .map_err(failed)?;
-        let copy = CopyOptions { target_is_zero: job::starts_as_zeros(&*image), ..CopyOptions::default() };
+        let target_is_zero = job::starts_as_zeros(&*image).await.map_err(failed)?;
+        let copy = CopyOptions { target_is_zero, ..CopyOptions::default() };
         let done = job::copy(&*source, from..to, &*image, 0, &copy, progress).await.map_err(failed)?;
         close(&*image).await?;
         drop(image);

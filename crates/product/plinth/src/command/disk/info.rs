@@ -53,13 +53,16 @@ async fn facts(path: &Path, options: &OpenOptions, args: &InfoArgs) -> Result<Fa
     let image = &opened.image;
     let d = image.describe();
     let how = if opened.probed { "found by its contents" } else { "as given" };
-    let used = allocated(path);
+    // An address has no file here.
+    let used = path.exists().then(|| allocated(path));
     let mut lines = vec![
         ("image", path.display().to_string()),
         ("format", format!("{} ({how})", image.format())),
         ("disk", format!("{} ({} bytes)", size::show(image.size()), image.size())),
-        ("file takes up", size::show(used)),
     ];
+    if let Some(used) = used {
+        lines.push(("file takes up", size::show(used)));
+    }
     if let Some(n) = d.cluster_size {
         lines.push(("cluster", size::show(n)));
     }

@@ -109,7 +109,7 @@ pub fn rebase(args: Vec<String>) -> Result {
                         }
                         other => other,
                     })?;
-                let (mut new, _) = link(file, base, Some(opened.format()), &how).await?;
+                let mut new = link(file, base, Some(opened.format()), &how).await?.0.link;
                 new.format = base_format;
                 new_link = Some(new);
                 below = Some(opened);
