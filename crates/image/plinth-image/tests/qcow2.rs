@@ -1,5 +1,7 @@
 //! qcow2: power cuts and failures.
 
+mod common;
+
 use std::process::Command;
 use std::rc::Rc;
 
@@ -10,7 +12,7 @@ use plinth_image::format::{
 };
 use plinth_image::fuzz::SECRET;
 use plinth_image::graph::IoData;
-use plinth_image::testing::{CrashTest, Cut, FaultTest, Random, Shadow, SimOutput, Workload, World, cut};
+use plinth_image::testing::{Cut, Cuts, Random, Shadow, SimOutput, Subject, Workload, World};
 
 const SIZE: u64 = 4 << 20;
 
@@ -31,15 +33,17 @@ const VARIANTS: [(&str, u64, u64); 13] = [
     ("encrypt.format=aes,extended_l2=on,cluster_size=16k", 16384, SIZE),
 ];
 
-fn is_long() -> bool {
-    std::env::var_os("PLINTH_LONG").is_some()
+use common::long as is_long;
+
+fn subject(options: &str, size: u64) -> Subject {
+    Subject { secret: Some(SECRET.into()), ..common::subject(&DRIVER, options, size) }
 }
 
 /// QEMU's checker must call a cut clean, or find leaks at most; `None` if it is not here.
 fn their_check(cut: &Cut) -> Option<Result<(), String>> {
     let dir = tempfile::tempdir().unwrap();
     for (name, memory) in &cut.files {
-        std::fs::write(dir.path().join(name), memory.contents()).unwrap();
+        memory.save(&dir.path().join(name)).unwrap();
     }
     let header = std::fs::read(dir.path().join("image")).unwrap();
     let mut command = Command::new("qemu-img");
@@ -67,33 +71,29 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn power_cuts_lose_nothing_that_was_flushed() {
-    let (seeds, cuts) = if is_long() { (8, 260) } else { (2, 12) };
     for (options, cluster, size) in VARIANTS {
-        for seed in 1..=seeds {
-            let mut test = CrashTest::new(&DRIVER, options, size, seed, cuts);
-            test.work.cluster = cluster;
-            test.subject.secret = Some(SECRET.into());
-            let mut n = 0;
-            let look = |cut: &Cut| {
-                n += 1;
-                // With lazy counts, it is right that they are wrong.
-                let skip = n % 8 != 0 || options.contains("lazy");
-                if skip { Ok(()) } else { their_check(cut).unwrap_or(Ok(())) }
-            };
-            block_on(test.run(look)).unwrap();
-        }
+        let mut n = 0;
+        common::crash_seen(&subject(options, size), cluster, |cut| {
+            n += 1;
+            // With lazy counts, it is right that they are wrong.
+            if n % 8 != 0 || options.contains("lazy") {
+                return Ok(false);
+            }
+            their_check(cut).map_or(Ok(false), |r| r.map(|()| true))
+        });
     }
 }
 
 #[test]
 fn power_cuts_around_snapshots_lose_nothing() {
-    let (seeds, cuts) = if is_long() { (10, 220) } else { (2, 30) };
+    let (seeds, cuts) = if is_long() { (26, 80) } else { (2, 30) };
     for (options, cluster, size) in
         VARIANTS.into_iter().filter(|v| !v.0.contains("data_file") && !v.0.contains("bits=1"))
     {
         for seed in 1..=seeds {
             block_on(snapshots_and_cuts(options, cluster, size.min(2 << 20), seed, cuts)).unwrap();
         }
+        println!("crash: qcow2 ({options}) with snapshots: {} cuts", seeds * cuts as u64);
     }
 }
 
@@ -134,11 +134,9 @@ async fn snapshots_and_cuts(
     shadow.verify(&*image, None).await?;
     image.close().await.map_err(|e| e.to_string())?;
     let (records, names) = (world.records(), world.names());
-    let mut random = Random::new(seed ^ 77);
-    for n in 0..cuts {
-        let at = begin + random.below((records.len() - begin + 1) as u64) as usize;
+    for (n, cut) in Cuts::new(&names, &records, begin, cuts, Random::new(seed ^ 77)).enumerate() {
+        let at = cut.at;
         let failed = |e: String| format!("{options}, seed {seed}, cut {n} at {at}: {e}");
-        let cut = cut(&names, &records, at, &mut random);
         let mut after = World::new(n as u64);
         (after.slow, after.record) = (false, false);
         for (name, memory) in cut.files {
@@ -205,7 +203,7 @@ fn failures_around_snapshots_harm_nothing() {
                 if made {
                     let _ = snapshots.delete("s").await;
                 }
-                let failed = world.has_failed();
+                let failed = world.failures() > 0;
                 world.fail_after(None);
                 shadow.verify(&*image, None).await.unwrap();
                 image.close().await.unwrap();
@@ -266,12 +264,7 @@ fn damaged_images_do_no_harm() {
 
 #[test]
 fn failures_leave_old_or_new_contents() {
-    let (requests, step) = if is_long() { (2000, 7) } else { (40, 9) };
     for (options, cluster, size) in VARIANTS {
-        let mut test = FaultTest::new(&DRIVER, options, size, 1, requests, step);
-        test.work = Workload { cluster, ..test.work };
-        test.subject.secret = Some(SECRET.into());
-        let failures = block_on(test.run()).unwrap();
-        assert!(failures > 3, "{options}: {failures}");
+        common::fault_of(&subject(options, size), cluster);
     }
 }

@@ -128,7 +128,13 @@ fn connect(address: &Address, time: Duration) -> std::io::Result<Socket> {
 /// # Errors
 /// The server cannot be reached, refuses, or does not speak the protocol.
 pub async fn open(uri: &Uri, options: &Options) -> Result<NbdNode, Error> {
-    let shared = establish(uri, options, CONNECT).await?;
+    let socket = dial(uri, CONNECT).await?;
+    open_on(socket, uri, options).await
+}
+
+/// Opens an export over a connection that is there.
+pub(crate) async fn open_on(socket: Socket, uri: &Uri, options: &Options) -> Result<NbdNode, Error> {
+    let shared = establish(socket, uri, options).await?;
     let agreed = shared.agreed.clone();
     let info = NodeInfo {
         name: uri.to_string(),
@@ -151,15 +157,18 @@ pub async fn open(uri: &Uri, options: &Options) -> Result<NbdNode, Error> {
     })
 }
 
-/// Makes a connection, and receives from it from then on.
-async fn establish(uri: &Uri, options: &Options, time: Duration) -> Result<Rc<Shared>, Error> {
-    let failed = |e: Error| Error { context: format!("cannot open '{uri}': {}", e.context), ..e };
+async fn dial(uri: &Uri, time: Duration) -> Result<Socket, Error> {
     let address = uri.address.clone();
-    let socket = aio::blocking(move || connect(&address, time)).await.map_err(|source| Error {
+    aio::blocking(move || connect(&address, time)).await.map_err(|source| Error {
         kind: ErrorKind::Connection,
         context: format!("cannot connect to '{uri}'"),
         source,
-    })?;
+    })
+}
+
+/// Shakes hands, and receives from the connection from then on.
+async fn establish(socket: Socket, uri: &Uri, options: &Options) -> Result<Rc<Shared>, Error> {
+    let failed = |e: Error| Error { context: format!("cannot open '{uri}': {}", e.context), ..e };
     let (reader, writer) = plain(socket);
     let mut handshake = Handshake { reader, writer, agreed: Agreed::default() };
     handshake.hello().await.map_err(failed)?;
@@ -552,7 +561,10 @@ impl NbdNode {
         let mut pause = PAUSES.0;
         let why = loop {
             let left = limit.saturating_sub(begin.elapsed()).max(PAUSES.0);
-            let trying = pin!(establish(&self.uri, &self.options, left));
+            let trying = pin!(async {
+                let socket = dial(&self.uri, left).await?;
+                establish(socket, &self.uri, &self.options).await
+            });
             let last = match select(trying, pin!(aio::sleep(left))).await {
                 Either::Left((Ok(new), _)) if new.agreed == self.agreed => {
                     *self.shared.borrow_mut() = new.clone();

@@ -101,7 +101,10 @@ async fn open_with(file: NodeRef, links: Rc<dyn Links>, options: &OpenOptions) -
         ));
     };
     let request = OpenRequest { file, links, options: options.clone() };
-    Ok(Opened { image: (driver.open)(request).await?, probed: options.format.is_none() })
+    Ok(Opened {
+        image: (driver.open)(request).await?,
+        probed: options.format.is_none() && options.header.is_none(),
+    })
 }
 
 /// The format of what a node holds, by its contents.

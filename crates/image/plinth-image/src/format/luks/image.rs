@@ -95,7 +95,7 @@ impl LuksImage {
             .into());
         }
         if payload == 0 && detached.is_none() {
-            return Err("its data is in another file than this header: open that file with this header"
+            return Err("its disk is in another file, and without that file it is not supported: open that one, with --header"
                 .to_owned()
                 .into());
         }
