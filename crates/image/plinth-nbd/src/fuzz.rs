@@ -46,6 +46,10 @@ fn option(out: &mut Vec<u8>, option: u32, data: &[u8]) {
 fn session(mut data: &[u8]) -> Vec<u8> {
     let [how] = take(&mut data);
     let mut out = u32::from(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES).to_be_bytes().to_vec();
+    let extended = how & 16 != 0;
+    if extended {
+        option(&mut out, OPT_EXTENDED_HEADERS, &[]);
+    }
     if how & 1 != 0 {
         option(&mut out, OPT_STRUCTURED_REPLY, &[]);
     }
@@ -82,12 +86,11 @@ fn session(mut data: &[u8]) -> Vec<u8> {
         }
         let offset = u64::from(at) << 8 | u64::from(at_low);
         let offset = if kind & 32 != 0 { offset << 45 } else { offset };
-        out.extend(REQUEST_MAGIC.to_be_bytes());
-        out.extend(u16::from(flags & 31).to_be_bytes());
-        out.extend(command.to_be_bytes());
-        out.extend(u64::from(at_low).to_be_bytes());
-        out.extend(offset.to_be_bytes());
-        out.extend(len.to_be_bytes());
+        let flags = u16::from(flags & if extended { 63 } else { 31 });
+        // Now and then a length that needs more than 32 bits.
+        let long = u64::from(len) << if extended && kind & 64 != 0 { 20 } else { 0 };
+        let request = Request { flags, command, cookie: at_low.into(), offset, len: long };
+        out.extend(request.bytes(extended));
         if command == CMD_WRITE {
             out.resize(out.len() + (len as usize).min(8 << 10), kind);
         }
@@ -127,8 +130,12 @@ fn answers(mut data: &[u8]) -> Vec<u8> {
     let mut out = [MAGIC, IHAVEOPT].map(u64::to_be_bytes).concat();
     out.extend((FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES).to_be_bytes());
     let structured = how & 1 != 0;
-    reply(&mut out, OPT_STRUCTURED_REPLY, if structured { REP_ACK } else { REP_ERR_UNSUP }, &[]);
-    if structured {
+    let extended = how & 16 != 0;
+    reply(&mut out, OPT_EXTENDED_HEADERS, if extended { REP_ACK } else { REP_ERR_UNSUP }, &[]);
+    if !extended {
+        reply(&mut out, OPT_STRUCTURED_REPLY, if structured { REP_ACK } else { REP_ERR_UNSUP }, &[]);
+    }
+    if structured || extended {
         if how & 2 != 0 {
             let context = [&1u32.to_be_bytes()[..], BASE_ALLOCATION.as_bytes()].concat();
             reply(&mut out, OPT_SET_META_CONTEXT, REP_META_CONTEXT, &context);
@@ -157,7 +164,8 @@ fn answers(mut data: &[u8]) -> Vec<u8> {
             }
             1 => out.extend([kind, a, b]),
             chunk => {
-                let ty = [1, 2, 5, 0x8001, 0x8002, u16::from(a)][usize::from(chunk - 2)];
+                let status = if extended { REPLY_BLOCK_STATUS_EXT } else { REPLY_BLOCK_STATUS };
+                let ty = [1, 2, status, 0x8001, 0x8002, u16::from(a)][usize::from(chunk - 2)];
                 let short = u32::from(a) << 4;
                 let payload = match ty {
                     REPLY_OFFSET_DATA => {
@@ -165,6 +173,14 @@ fn answers(mut data: &[u8]) -> Vec<u8> {
                     }
                     REPLY_OFFSET_HOLE => {
                         [&u64::from(short).to_be_bytes()[..], &(u32::from(b) << 4).to_be_bytes()].concat()
+                    }
+                    REPLY_BLOCK_STATUS_EXT => {
+                        let mut p = [1u32, u32::from(kind & 15)].map(u32::to_be_bytes).concat();
+                        for n in 0..u64::from(kind & 15) {
+                            p.extend(((u64::from(short) + n) << (b & 63)).to_be_bytes());
+                            p.extend((u64::from(b) & 3).to_be_bytes());
+                        }
+                        p
                     }
                     REPLY_BLOCK_STATUS => {
                         let mut p = 1u32.to_be_bytes().to_vec();
@@ -179,11 +195,17 @@ fn answers(mut data: &[u8]) -> Vec<u8> {
                         [&u32::from(b).to_be_bytes()[..], &(text.len() as u16).to_be_bytes(), text].concat()
                     }
                 };
-                out.extend(STRUCTURED_REPLY_MAGIC.to_be_bytes());
+                let magic = if extended { EXTENDED_REPLY_MAGIC } else { STRUCTURED_REPLY_MAGIC };
+                out.extend(magic.to_be_bytes());
                 out.extend(u16::from(kind >> 4 & 1).to_be_bytes());
                 out.extend(ty.to_be_bytes());
                 out.extend(cookie.to_be_bytes());
-                out.extend((payload.len() as u32).to_be_bytes());
+                if extended {
+                    out.extend(0u64.to_be_bytes());
+                    out.extend((payload.len() as u64).to_be_bytes());
+                } else {
+                    out.extend((payload.len() as u32).to_be_bytes());
+                }
                 out.extend(payload);
             }
         }

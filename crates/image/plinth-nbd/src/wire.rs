@@ -8,6 +8,8 @@ pub const REP_MAGIC: u64 = 0x0003_e889_0455_65a9;
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 pub const FLAG_FIXED_NEWSTYLE: u16 = 1;
 pub const FLAG_NO_ZEROES: u16 = 2;
@@ -21,6 +23,7 @@ pub const OPT_GO: u32 = 7;
 pub const OPT_STRUCTURED_REPLY: u32 = 8;
 pub const OPT_LIST_META_CONTEXT: u32 = 9;
 pub const OPT_SET_META_CONTEXT: u32 = 10;
+pub const OPT_EXTENDED_HEADERS: u32 = 11;
 
 pub const REP_ACK: u32 = 1;
 pub const REP_SERVER: u32 = 2;
@@ -33,6 +36,7 @@ pub const REP_ERR_INVALID: u32 = REP_FLAG_ERROR | 3;
 pub const REP_ERR_TLS_REQD: u32 = REP_FLAG_ERROR | 5;
 pub const REP_ERR_UNKNOWN: u32 = REP_FLAG_ERROR | 6;
 pub const REP_ERR_TOO_BIG: u32 = REP_FLAG_ERROR | 9;
+pub const REP_ERR_EXT_HEADER_REQD: u32 = REP_FLAG_ERROR | 10;
 
 pub const INFO_EXPORT: u16 = 0;
 pub const INFO_NAME: u16 = 1;
@@ -62,12 +66,14 @@ pub const CMD_FLAG_FUA: u16 = 1;
 pub const CMD_FLAG_NO_HOLE: u16 = 2;
 pub const CMD_FLAG_DF: u16 = 4;
 pub const CMD_FLAG_REQ_ONE: u16 = 8;
+pub const CMD_FLAG_PAYLOAD_LEN: u16 = 1 << 5;
 
 pub const REPLY_FLAG_DONE: u16 = 1;
 pub const REPLY_NONE: u16 = 0;
 pub const REPLY_OFFSET_DATA: u16 = 1;
 pub const REPLY_OFFSET_HOLE: u16 = 2;
 pub const REPLY_BLOCK_STATUS: u16 = 5;
+pub const REPLY_BLOCK_STATUS_EXT: u16 = 6;
 pub const REPLY_ERROR: u16 = 1 << 15 | 1;
 pub const REPLY_ERROR_OFFSET: u16 = 1 << 15 | 2;
 pub const REPLY_ERROR_BIT: u16 = 1 << 15;
@@ -132,30 +138,40 @@ pub struct Request {
     pub command: u16,
     pub cookie: u64,
     pub offset: u64,
-    pub len: u32,
+    /// Without extended headers, of 32 bits.
+    pub len: u64,
 }
 
 /// Bytes of a request without its data.
 pub const REQUEST_LEN: usize = 28;
+/// The same, with extended headers.
+pub const EXTENDED_REQUEST_LEN: usize = 32;
 
 impl Request {
     /// `None` if these are not a request.
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
+    pub fn parse(bytes: &[u8], extended: bool) -> Option<Self> {
         let mut p = Parser(bytes);
-        if p.u32()? != REQUEST_MAGIC {
+        if p.u32()? != if extended { EXTENDED_REQUEST_MAGIC } else { REQUEST_MAGIC } {
             return None;
         }
-        Some(Self { flags: p.u16()?, command: p.u16()?, cookie: p.u64()?, offset: p.u64()?, len: p.u32()? })
+        let (flags, command, cookie, offset) = (p.u16()?, p.u16()?, p.u64()?, p.u64()?);
+        let len = if extended { p.u64()? } else { p.u32()?.into() };
+        Some(Self { flags, command, cookie, offset, len })
     }
 
-    pub fn bytes(&self) -> [u8; REQUEST_LEN] {
-        let mut b = [0; REQUEST_LEN];
-        b[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
-        b[4..6].copy_from_slice(&self.flags.to_be_bytes());
-        b[6..8].copy_from_slice(&self.command.to_be_bytes());
-        b[8..16].copy_from_slice(&self.cookie.to_be_bytes());
-        b[16..24].copy_from_slice(&self.offset.to_be_bytes());
-        b[24..].copy_from_slice(&self.len.to_be_bytes());
+    /// The bytes; `extended`: with a length of 64 bits.
+    pub fn bytes(&self, extended: bool) -> Vec<u8> {
+        let mut b = if extended { EXTENDED_REQUEST_MAGIC } else { REQUEST_MAGIC }.to_be_bytes().to_vec();
+        b.extend(self.flags.to_be_bytes());
+        b.extend(self.command.to_be_bytes());
+        b.extend(self.cookie.to_be_bytes());
+        b.extend(self.offset.to_be_bytes());
+        if extended {
+            b.extend(self.len.to_be_bytes());
+        } else {
+            // Whoever asks keeps to it.
+            b.extend(u32::try_from(self.len).unwrap_or(u32::MAX).to_be_bytes());
+        }
         b
     }
 }

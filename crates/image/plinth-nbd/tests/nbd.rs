@@ -1,12 +1,14 @@
 //! The server and the client with each other, and with those of others where they are installed.
 
-use std::os::unix::net::UnixListener;
+use std::cell::{Cell, RefCell};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use plinth_host::aio::{self, block_on};
 use plinth_image::graph::{IoBuf, IoData, MemoryNode, Node};
 use plinth_image::testing::{Shadow, Workload};
@@ -90,6 +92,196 @@ fn random_work_over_the_wire_is_right() {
         assert!(holes.zero && holes.len == (64 << 20) - 4096, "{holes:?}");
         client.close().await.unwrap();
         assert!(client.read(0, IoBuf::new(1)).await.is_err());
+    });
+}
+
+/// A server whose connections the test can break, and which it can stop.
+#[derive(Clone, Default)]
+struct Fragile {
+    connections: Rc<RefCell<Vec<UnixStream>>>,
+    /// Connections that are taken from now on, and the export's size.
+    left: Rc<Cell<(u32, u64)>>,
+}
+
+impl Fragile {
+    fn serve(&self, path: &Path, node: Rc<MemoryNode>) {
+        let listener = Arc::new(UnixListener::bind(path).unwrap());
+        let me = self.clone();
+        aio::spawn(async move {
+            loop {
+                let listener = listener.clone();
+                let stream = aio::blocking(move || listener.accept().unwrap().0).await;
+                let (left, size) = me.left.get();
+                if left == 0 {
+                    continue;
+                }
+                me.left.set((left - 1, size));
+                me.connections.borrow_mut().push(stream.try_clone().unwrap());
+                node.set_size(size);
+                let server = Server::new(vec![Export::new("a", node.clone())]);
+                aio::spawn(async move { drop(server.serve(stream.into()).await) });
+            }
+        });
+    }
+
+    async fn break_all(&self) {
+        for stream in self.connections.borrow_mut().drain(..) {
+            stream.shutdown(std::net::Shutdown::Both).unwrap();
+        }
+        aio::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[test]
+fn a_broken_connection_is_made_again_where_that_is_safe() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    block_on(async {
+        let node = disk();
+        let server = Fragile::default();
+        server.left.set((100, SIZE));
+        server.serve(&path, node.clone());
+        let options = Options { reconnect: Duration::from_secs(10), ..Options::default() };
+        let client = client::open(&uri(&path, "a"), &options).await.unwrap();
+        let write = async |at: u64, byte: u8| client.write(at, IoData::copy_of(&[byte; 4096])).await;
+        let read = async |at: u64| client.read(at, IoBuf::new(4096)).await.map(|b| b[0]);
+        write(0, 1).await.unwrap();
+        client.flush().await.unwrap();
+        for _ in 0..3 {
+            server.break_all().await;
+            assert_eq!(read(0).await.unwrap(), 1);
+        }
+        // Many at once, some of them on their way.
+        let reads = join_all((0..64).map(|n| read(n % 2 * 8192)));
+        let (done, ()) = join(reads, server.break_all()).await;
+        assert!(done.into_iter().enumerate().all(|(n, r)| r.unwrap() == u8::from(n % 2 == 0)));
+        // Nothing was written since the flush.
+        server.break_all().await;
+        client.flush().await.unwrap();
+        write(4096, 2).await.unwrap();
+        server.break_all().await;
+        write(8192, 3).await.unwrap();
+        let e = client.flush().await.unwrap_err();
+        assert!(e.to_string().contains("may be lost"), "{e}");
+        client.flush().await.unwrap();
+        assert_eq!((read(4096).await.unwrap(), read(8192).await.unwrap()), (2, 3));
+        // Another disk under the same name is not what the client works on.
+        server.left.set((1, 4096));
+        server.break_all().await;
+        let e = read(0).await.unwrap_err();
+        assert!(e.to_string().contains("another one"), "{e}");
+
+        server.left.set((1, SIZE));
+        let options = Options { reconnect: Duration::from_millis(300), ..Options::default() };
+        let client = client::open(&uri(&path, "a"), &options).await.unwrap();
+        server.break_all().await;
+        let begin = Instant::now();
+        let e = client.read(0, IoBuf::new(512)).await.unwrap_err();
+        assert!(e.to_string().contains("could not be made again within"), "{e}");
+        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+        assert!(client.read(0, IoBuf::new(512)).await.is_err());
+        // Without leave to connect again, all fails at once.
+        server.left.set((9, SIZE));
+        let client = client::open(&uri(&path, "a"), &Options::default()).await.unwrap();
+        server.break_all().await;
+        let e = client.read(0, IoBuf::new(512)).await.unwrap_err();
+        assert!(e.to_string().contains("is gone"), "{e}");
+    });
+}
+
+#[test]
+fn lengths_have_64_bits() {
+    const HUGE: u64 = 1 << 43;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    block_on(async {
+        let node = disk();
+        node.set_size(HUGE);
+        node.put(HUGE - 4096, &[1; 4096]);
+        serve(&path, Server::new(vec![Export::new("a", node.clone())]));
+        let client = client::open(&uri(&path, "a"), &Options::default()).await.unwrap();
+        let all = client.status(0, HUGE).await.unwrap();
+        assert_eq!((all.len, all.zero), (HUGE - 4096, true), "{all:?}");
+        client.discard(0, HUGE - 8192).await.unwrap();
+        let data = client.read(HUGE - 8192, IoBuf::new(8192)).await.unwrap();
+        assert_eq!((data[4095], data[4096]), (0, 1));
+        let text = uri(&path, "a").to_string();
+        if installed("qemu-img") {
+            // Its client has extended headers from version 8.2 on.
+            let map = run("qemu-img", &["map", "-f", "raw", "--output=json", &text]).await;
+            assert!(map.contains(&format!("\"start\": 0, \"length\": {}", HUGE - 4096)), "{map}");
+        }
+        if installed("qemu-img") && installed("qemu-nbd") {
+            let (file, path) = (dir.path().join("q.qcow2"), dir.path().join("q"));
+            run("qemu-img", &["create", "-q", "-f", "qcow2", file.to_str().unwrap(), "1T"]).await;
+            let args = ["-t", "-x", "disk", "-k", path.to_str().unwrap(), file.to_str().unwrap()];
+            let _server = Other(Command::new("qemu-nbd").args(args).spawn().unwrap());
+            wait_for(&path);
+            let client = client::open(&uri(&path, "disk"), &Options::default()).await.unwrap();
+            let mut at = 0;
+            let mut answers = 0;
+            while at < 1 << 40 {
+                at += client.status(at, (1 << 40) - at).await.unwrap().len;
+                answers += 1;
+            }
+            // With lengths of 32 bits there would be 256.
+            assert!(answers < 200, "{answers}");
+            client.write_zeroes(5, (8 << 30) + 1, true).await.unwrap();
+            client.close().await.unwrap();
+        }
+    });
+}
+
+/// What libnbd sees, step by step.
+const SHELL: &str = r#"
+import errno
+assert h.get_size() == 8388608 and not h.is_read_only()
+assert h.can_meta_context("base:allocation") and h.get_structured_replies_negotiated()
+h.pwrite(b"x" * 5000, 70000)
+assert h.pread(5002, 69999) == b"\0" + b"x" * 5000 + b"\0"
+h.zero(4096, 70000)
+h.trim(65536, 1048576)
+h.flush()
+h.pwrite(b"y" * 512, 512, nbd.CMD_FLAG_FUA)
+seen = []
+def extents(context, offset, entries, error):
+    seen.append((context, offset, list(entries)))
+h.block_status(8388608, 0, extents)
+assert [s[0] for s in seen] == ["base:allocation"] and sum(seen[0][2][::2]) == 8388608, seen
+chunks = []
+def chunk(buf, offset, status, error):
+    chunks.append((offset, len(buf), status))
+h.pread_structured(1 << 20, 0, chunk)
+assert sum(c[1] for c in chunks) == 1 << 20 and any(c[2] == nbd.READ_HOLE for c in chunks), chunks
+h.set_strict_mode(0)
+for bad in (lambda: h.pread(512, 8388608), lambda: h.pwrite(b"z", 8388608)):
+    try:
+        bad()
+        raise SystemExit("it was not refused")
+    except nbd.Error as e:
+        assert e.errnum in (errno.EINVAL, errno.ENOSPC), e
+buf = nbd.Buffer(65536)
+cookies = [h.aio_pread(nbd.Buffer(4096), n * 4096) for n in range(64)]
+while any(not h.aio_command_completed(c) for c in cookies[-1:]):
+    h.poll(-1)
+print("all is well")
+"#;
+
+#[test]
+fn libnbds_shell_works_on_a_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    if !installed("nbdsh") {
+        return;
+    }
+    block_on(async {
+        let node = disk();
+        serve(&path, Server::new(vec![Export::new("a", node.clone())]));
+        let out = run("nbdsh", &["--base-allocation", "-u", &uri(&path, "a").to_string(), "-c", SHELL]).await;
+        assert!(out.contains("all is well"), "{out}");
+        let mut bytes = [0; 2];
+        node.get(511, &mut bytes);
+        assert_eq!(bytes, [0, b'y']);
     });
 }
 

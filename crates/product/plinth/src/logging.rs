@@ -1,4 +1,4 @@
-//! The log: off unless the user asks.
+//! The log: errors only, unless the user asks for more.
 
 use tracing_subscriber::EnvFilter;
 
@@ -14,7 +14,7 @@ pub fn start(global: &Global) -> Result<()> {
         (Some(filter), _) => filter.clone(),
         (None, 0) => match std::env::var(VARIABLE) {
             Ok(filter) if !filter.is_empty() => filter,
-            _ => return Ok(()),
+            _ => "error".to_owned(),
         },
         (None, 1) => "info".to_owned(),
         (None, _) => "debug".to_owned(),

@@ -234,7 +234,7 @@ fn every_command_has_help_with_examples() {
     let (dir, _) = folder();
     for command in [
         "create", "info", "convert", "check", "resize", "snapshot", "rebase", "commit", "compare", "map",
-        "measure", "dd", "bench", "amend", "bitmap", "compact",
+        "measure", "dd", "bench", "amend", "bitmap", "compact", "serve", "export",
     ] {
         let help = does(dir.path(), &["disk", command, "--help"]);
         assert!(help.contains("Examples:") && help.contains(&format!("plinth disk {command}")), "{command}");
@@ -370,4 +370,149 @@ fn a_commit_empties_the_image_and_a_rebase_compresses() {
     does(dir, &["disk", "convert", "d.raw", "b.vdi"]);
     does(dir, &["disk", "create", "t.vdi", "--backing", "b.vdi"]);
     fails(dir, &["disk", "rebase", "t.vdi", "--flatten", "--compress"], 1, &["vdi", "compress"]);
+}
+
+#[test]
+fn a_machine_is_exported_and_its_disks_are_read_again() {
+    let (dir, _) = folder();
+    let dir = dir.path();
+    does(dir, &["disk", "create", "empty.qcow2", "1G"]);
+    let about = ["--name", "a & b", "--cpus", "3", "--memory", "1536M", "--os", "debian", "--network", "LAN"];
+    for name in ["m.ova", "m.ovf"] {
+        let made =
+            json(dir, &[&["export", "d.raw", "empty.qcow2", name, "--firmware", "efi"], &about[..]].concat());
+        assert_eq!(made["disks"][0]["capacity"], (3 << 20) + 512);
+        let info = json(dir, &["info", name]);
+        let m = &info["machines"][0];
+        let text = |key: &str| m[key].as_str().unwrap().to_owned();
+        assert_eq!((text("name"), text("firmware")), ("a & b".to_owned(), "efi".to_owned()));
+        assert_eq!((&m["cpus"], &m["memory"], &m["os"]["id"]), (&3.into(), &(1536 << 20).into(), &96.into()));
+        assert_eq!((&m["nics"][0]["network"], &info["manifest"]), (&"LAN".into(), &true.into()));
+        assert!(does(dir, &["disk", "info", name]).contains("disk 2"));
+        does(dir, &["disk", "check", name]);
+        for disk in ["1", "m-disk1", "m-disk1.vmdk", "vmdisk1"] {
+            assert_eq!(json(dir, &["compare", name, "d.raw", "--disk", disk])["same"], true, "{disk}");
+        }
+        does(dir, &["disk", "convert", name, "two.qcow2", "--disk", "2", "--force"]);
+        assert_eq!(json(dir, &["info", "two.qcow2"])["size"], 1 << 30);
+        fails(dir, &["disk", "convert", name, "x.qcow2"], 2, &["m-disk1.vmdk, m-disk2.vmdk", "--disk"]);
+        fails(dir, &["disk", "resize", name, "2G", "--disk", "1"], 1, &["only read", "convert"]);
+    }
+    fails(dir, &["disk", "export", "d.raw", "m.ovf"], 2, &["m-disk1.vmdk", "there already", "--force"]);
+    fails(dir, &["disk", "export", "d.raw", "m.zip"], 2, &[".ova"]);
+    fails(dir, &["disk", "export", "d.raw", "n.ova", "--os", "cp/m"], 2, &["cp/m", "--os help"]);
+    fails(dir, &["disk", "info", "d.raw", "--disk", "1"], 2, &["not a package"]);
+    // A package becomes another one, and lends its description.
+    does(dir, &["disk", "export", "m.ovf", "again.ova"]);
+    does(dir, &["disk", "export", "d.raw", "like.ova", "--like", "m.ova", "--cpus", "9"]);
+    let [again, like] = ["again.ova", "like.ova"].map(|n| json(dir, &["info", n])["machines"][0].clone());
+    assert_eq!((&again["cpus"], again["disks"].as_array().unwrap().len()), (&3.into(), 2));
+    assert_eq!(
+        (&like["cpus"], &like["nics"], like["disks"].as_array().unwrap().len()),
+        (&9.into(), &again["nics"], 1)
+    );
+    // The manifest is what others compute, and a damaged file is found.
+    let manifest = fs::read_to_string(dir.join("m.mf")).unwrap();
+    let sums: String = manifest
+        .lines()
+        .map(|l| l.strip_prefix("SHA256(").unwrap().split_once(")= ").unwrap())
+        .map(|(file, sum)| format!("{sum}  {file}\n"))
+        .collect();
+    fs::write(dir.join("sums"), sums).unwrap();
+    let checked = Command::new("sha256sum").args(["-c", "--quiet", "sums"]).current_dir(dir).status();
+    assert!(checked.map_or(true, |s| s.success()));
+    let disk = dir.join("m-disk1.vmdk");
+    let mut bytes = fs::read(&disk).unwrap();
+    bytes[70_000] ^= 1;
+    fs::write(&disk, bytes).unwrap();
+    let out = plinth(dir, &["disk", "check", "m.ovf"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&out.stdout).contains("m-disk1.vmdk"));
+}
+
+#[test]
+fn a_luks_header_is_in_a_file_of_its_own_and_keys_come_and_go() {
+    let (dir, bytes) = folder();
+    let dir = dir.path();
+    fs::write(dir.join("key"), "first\n").unwrap();
+    fs::write(dir.join("key2"), "second").unwrap();
+    for version in ["1", "2"] {
+        let (disk, header) = (format!("d{version}.img"), format!("h{version}"));
+        let options = format!("version={version},iter-time=10,sector-size=512");
+        let options = if version == "1" { "iter-time=10" } else { &options };
+        let new = ["disk", "convert", "d.raw", &disk, "--to", "luks", "-o", options, "--secret-file", "key"];
+        does(dir, &[&new[..], &["--new-header", &header]].concat());
+        // The disk's file has nothing but the disk.
+        assert_eq!(fs::metadata(dir.join(&disk)).unwrap().len(), bytes.len() as u64);
+        let with = ["--header", header.as_str(), "--secret-file"];
+        let same = |key: &str| {
+            let args = ["compare", &disk, "d.raw", "--second-format", "raw"];
+            json(dir, &[&args[..], &with, &[key]].concat())["same"] == true
+        };
+        assert!(same("key"));
+        assert!(
+            json(dir, &[&["info", disk.as_str()][..], &with, &["key"]].concat())["details"]["detached-header"]
+                == true
+        );
+        fails(dir, &[&["disk", "convert", &disk, "x.raw"][..], &with, &["key2"]].concat(), 1, &["key slots"]);
+        let amend = [&["disk", "amend", disk.as_str(), "-o", "iter-time=10"][..], &with, &["key"]].concat();
+        does(dir, &[&amend[..], &["--add-secret", "key2"]].concat());
+        assert!(same("key2"));
+        let amend = [&["disk", "amend", disk.as_str()][..], &with, &["key2"]].concat();
+        does(dir, &[&amend[..], &["--remove-secret", "key"]].concat());
+        fails(dir, &[&["disk", "convert", &disk, "x.raw"][..], &with, &["key"]].concat(), 1, &["key slots"]);
+        fails(dir, &[&amend[..], &["--remove-secret", "key2"]].concat(), 1, &["last key slot"]);
+        assert!(same("key2"));
+        does(dir, &[&["disk", "check", disk.as_str()][..], &with, &["key2"]].concat());
+        let dump = Command::new("cryptsetup")
+            .args(["luksDump", "--header", &header, &disk])
+            .current_dir(dir)
+            .output();
+        let Ok(dump) = dump else {
+            eprintln!("cryptsetup is not installed: it is not asked");
+            continue;
+        };
+        let text = String::from_utf8_lossy(&dump.stdout).into_owned();
+        assert!(dump.status.success() && text.contains(&format!("Version:       \t{version}")), "{text}");
+        let mut open = Command::new("cryptsetup");
+        open.args(["open", "--test-passphrase", "--key-file", "key2", "--header", &header, &disk])
+            .current_dir(dir);
+        assert!(open.status().unwrap().success());
+    }
+    // QEMU reads what has a header of version 1 in another file.
+    let source = "driver=luks,key-secret=k,file.driver=file,file.filename=d1.img,header.driver=file,header.filename=h1";
+    let secret = "secret,id=k,file=key2";
+    let args = ["convert", "--object", secret, "--image-opts", source, "-O", "raw", "peer.raw"];
+    if let Some(out) = peer(dir, &args) {
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        assert!(fs::read(dir.join("peer.raw")).unwrap() == bytes);
+    }
+    fails(dir, &["disk", "create", "x.qcow2", "1G", "--new-header", "h"], 2, &["LUKS", "--to luks"]);
+    fails(dir, &["disk", "info", "h1"], 1, &["another file"]);
+}
+
+#[test]
+fn a_disk_of_parallels_is_a_folder() {
+    let (dir, bytes) = folder();
+    let dir = dir.path();
+    does(dir, &["disk", "convert", "d.raw", "p.hdd"]);
+    let files: Vec<String> =
+        names(&dir.join("p.hdd")).iter().map(|p| p.file_name().unwrap().to_string_lossy().into()).collect();
+    assert_eq!(files.len(), 2, "{files:?}");
+    assert!(files.contains(&"DiskDescriptor.xml".to_owned()));
+    does(dir, &["disk", "convert", "p.hdd", "back.raw"]);
+    assert!(fs::read(dir.join("back.raw")).unwrap() == bytes);
+    does(dir, &["disk", "check", "p.hdd"]);
+    fails(dir, &["disk", "convert", "d.raw", "p.hdd"], 2, &["there already"]);
+    does(dir, &["disk", "create", "p.hdd", "1G", "--force"]);
+    assert_eq!(json(dir, &["info", "p.hdd"])["size"], 1 << 30);
+    assert_eq!(names(dir).iter().filter(|p| p.to_string_lossy().ends_with(".tmp")).count(), 0);
+    fs::create_dir(dir.join("other.hdd")).unwrap();
+    fs::write(dir.join("other.hdd/x"), "x").unwrap();
+    fails(dir, &["disk", "create", "other.hdd", "1G", "--force"], 2, &["is a folder"]);
+    // One file is what others open.
+    does(dir, &["disk", "convert", "d.raw", "p.hds"]);
+    if let Some(out) = peer(dir, &["compare", "-f", "parallels", "-F", "raw", "p.hds", "d.raw"]) {
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    }
 }

@@ -117,8 +117,8 @@ async fn serve(node: NodeRef, queue: UnboundedReceiver<Job>) {
     };
     queue.for_each_concurrent(IN_FLIGHT, serve_one).await;
     if let Err(e) = node.close().await {
-        // Nobody is left to tell; what the guest flushed was reported then.
-        eprintln!("plinth: cannot close '{}' in good order: {e}", node.info().name);
+        // Nobody is left to return it to; what the guest flushed was reported then.
+        tracing::error!("cannot close '{}' in good order: {e}", node.info().name);
     }
 }
 

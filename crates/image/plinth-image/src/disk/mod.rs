@@ -5,13 +5,12 @@ mod overlay;
 mod raw;
 
 use std::fs::File;
-use std::io::{IoSlice, IoSliceMut};
-use std::os::unix::fs::FileExt;
+use std::io::{IoSlice, IoSliceMut, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-use crate::Error;
 use crate::format::{Format, Sample, Trust, probe};
-use crate::graph::{FileNode, FileOptions, Node};
+use crate::{Error, ErrorKind};
 pub use graph::GraphDisk;
 pub use overlay::Overlay;
 pub use raw::{OpenOptions, RawImage};
@@ -43,12 +42,20 @@ pub fn open(
 
 /// The format of a file, by its contents; `None` if it has no mark.
 fn probe_file(path: &Path) -> Result<Option<Format>, Error> {
-    let node = FileNode::open(path, &FileOptions { read_only: true, share: true, ..FileOptions::default() })?;
-    let (mut head, mut tail) = ([0; 2048], [0; 1024]);
-    let len = node.size();
-    let (head_len, tail_len) = (len.min(2048) as usize, len.min(1024) as usize);
-    let file = File::open(path).map_err(|e| Error::host("open", path, e))?;
+    const OPEN: &str = "open disk image";
+    // A pipe would be waited for.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let open = File::options().read(true).custom_flags(flags).open(path);
+    let mut file = open.map_err(|e| Error::host(OPEN, path, e))?;
     let failed = |e| Error::host("read", path, e);
+    let kind = file.metadata().map_err(failed)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        let why = "it is neither a regular file nor a block device";
+        return Err(Error::refused(ErrorKind::Format, OPEN, path, why));
+    }
+    let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
+    let (mut head, mut tail) = ([0; 2048], [0; 1024]);
+    let (head_len, tail_len) = (len.min(2048) as usize, len.min(1024) as usize);
     file.read_exact_at(&mut head[..head_len], 0).map_err(failed)?;
     file.read_exact_at(&mut tail[..tail_len], len - tail_len as u64).map_err(failed)?;
     let name = path.to_string_lossy();

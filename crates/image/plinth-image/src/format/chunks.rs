@@ -207,13 +207,6 @@ async fn unpack(file: &dyn Node, packed: Packed) -> Result<IoData, Error> {
     })
 }
 
-/// What formats for reading answer to everything else.
-#[must_use]
-pub fn read_only(node: &dyn Node) -> Error {
-    let why = "the format is for reading only: convert it to change it";
-    Error::new(crate::ErrorKind::ReadOnly, format!("cannot change '{}'", node.info().name), why)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

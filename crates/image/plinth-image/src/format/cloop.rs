@@ -5,9 +5,9 @@
 
 use std::rc::Rc;
 
-use super::chunks::{ChunkCache, Codec, MAX_CHUNK, Packed, read_only};
+use super::chunks::{ChunkCache, Codec, MAX_CHUNK, Packed};
 use super::{CheckReport, Description, Driver, Format, Image, OpenRequest, Progress, Repair};
-use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_range, read_table};
+use crate::graph::{Extent, Io, IoBuf, NodeInfo, NodeRef, ReadNode, check_range, read_table};
 use crate::{Error, SECTOR};
 
 /// Compressed loop devices.
@@ -67,7 +67,7 @@ impl CloopImage {
     }
 }
 
-impl Node for CloopImage {
+impl ReadNode for CloopImage {
     fn info(&self) -> &NodeInfo {
         &self.info
     }
@@ -91,31 +91,11 @@ impl Node for CloopImage {
         })
     }
 
-    fn write(&self, _offset: u64, _data: IoData) -> Io<'_, ()> {
-        Box::pin(async { Err(read_only(self)) })
-    }
-
-    fn write_zeroes(&self, _offset: u64, _len: u64, _unmap: bool) -> Io<'_, ()> {
-        Box::pin(async { Err(read_only(self)) })
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> Io<'_, ()> {
-        Box::pin(async { Err(read_only(self)) })
-    }
-
-    fn flush(&self) -> Io<'_, ()> {
-        Box::pin(async { Ok(()) })
-    }
-
     fn status(&self, offset: u64, len: u64) -> Io<'_, Extent> {
         Box::pin(async move {
             check_range(self, "look at", offset, len)?;
             Ok(Extent { compressed: true, ..Extent::stored(len, None) })
         })
-    }
-
-    fn resize(&self, _size: u64) -> Io<'_, ()> {
-        Box::pin(async { Err(read_only(self)) })
     }
 
     fn close(&self) -> Io<'_, ()> {

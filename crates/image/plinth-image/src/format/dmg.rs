@@ -11,9 +11,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use roxmltree::{Document, Node as Xml, ParsingOptions};
 
-use super::chunks::{ChunkCache, Codec, MAX_CHUNK, Packed, read_only};
+use super::chunks::{ChunkCache, Codec, MAX_CHUNK, Packed};
 use super::{CheckReport, Description, Driver, Format, Image, OpenRequest, Progress, Repair, Sample};
-use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_range, read_table};
+use crate::graph::{Extent, Io, IoBuf, NodeInfo, NodeRef, ReadNode, check_range, read_table};
 use crate::{Error, ErrorKind, SECTOR};
 
 /// Apple's disk images.
@@ -270,7 +270,7 @@ impl DmgImage {
     }
 }
 
-impl Node for DmgImage {
+impl ReadNode for DmgImage {
     fn info(&self) -> &NodeInfo {
         &self.info
     }
@@ -303,22 +303,6 @@ impl Node for DmgImage {
         })
     }
 
-    fn write(&self, _offset: u64, _data: IoData) -> Io<'_, ()> {
-        Box::pin(async { Err(read_only(self)) })
-    }
-
-    fn write_zeroes(&self, _offset: u64, _len: u64, _unmap: bool) -> Io<'_, ()> {
-        Box::pin(async { Err(read_only(self)) })
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> Io<'_, ()> {
-        Box::pin(async { Err(read_only(self)) })
-    }
-
-    fn flush(&self) -> Io<'_, ()> {
-        Box::pin(async { Ok(()) })
-    }
-
     fn status(&self, offset: u64, len: u64) -> Io<'_, Extent> {
         Box::pin(async move {
             check_range(self, "look at", offset, len)?;
@@ -329,10 +313,6 @@ impl Node for DmgImage {
                 Piece::Packed(..) => Extent { compressed: true, ..Extent::stored(len, None) },
             })
         })
-    }
-
-    fn resize(&self, _size: u64) -> Io<'_, ()> {
-        Box::pin(async { Err(read_only(self)) })
     }
 
     fn close(&self) -> Io<'_, ()> {

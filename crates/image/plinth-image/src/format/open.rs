@@ -25,6 +25,8 @@ pub struct OpenOptions {
     pub secret: Option<Rc<[u8]>>,
     /// Leave the image below closed: what is not in this one reads as zeros.
     pub no_backing: bool,
+    /// The LUKS header of the image, where it is in a file of its own. An image that has one is a LUKS image.
+    pub header: Option<NodeRef>,
 }
 
 /// An open image.
@@ -45,6 +47,9 @@ const TAIL: u64 = 1024;
 /// The file's, the format's; [`ErrorKind::Denied`] if it needs files that it may not have.
 pub async fn open(path: &Path, options: &OpenOptions) -> Result<Opened, Error> {
     let file = FileOptions { read_only: options.read_only, cache: options.cache, share: options.share };
+    // A bundle is opened by the name of its folder.
+    let descriptor = path.join(super::parallels::DESCRIPTOR);
+    let path = if descriptor.is_file() { &descriptor } else { path };
     let file = FileNode::open(path, &file)?;
     open_file(file, options, Vec::new()).await
 }
@@ -69,7 +74,7 @@ pub(super) async fn open_linked(
     format: Option<Format>,
     above: &FileLinks,
 ) -> Result<Rc<dyn Image>, Error> {
-    let mut options = OpenOptions { format, read_only: true, ..above.options.clone() };
+    let mut options = OpenOptions { format, read_only: true, header: None, ..above.options.clone() };
     // Nobody has said what it is. If its contents, which a guest may have written, make it an image that names
     // further files, only those are opened that the user has allowed.
     options.trust.nothing |= format.is_none() && options.trust.allowed.is_empty();
@@ -79,8 +84,14 @@ pub(super) async fn open_linked(
 async fn open_with(file: NodeRef, links: Rc<dyn Links>, options: &OpenOptions) -> Result<Opened, Error> {
     let format = match options.format {
         Some(format) => format,
+        // Its own bytes are noise.
+        None if options.header.is_some() => Format::Luks,
         None => probe_node(&*file).await?,
     };
+    if options.header.is_some() && format != Format::Luks {
+        let why = format!("an image of the format {format} has no header in a file of its own");
+        return Err(Error::new(ErrorKind::Invalid, format!("cannot open '{}'", file.info().name), why));
+    }
     let Some(driver) = format.driver() else {
         let doing = format!("cannot open '{}'", file.info().name);
         return Err(Error::new(
@@ -90,7 +101,10 @@ async fn open_with(file: NodeRef, links: Rc<dyn Links>, options: &OpenOptions) -
         ));
     };
     let request = OpenRequest { file, links, options: options.clone() };
-    Ok(Opened { image: (driver.open)(request).await?, probed: options.format.is_none() })
+    Ok(Opened {
+        image: (driver.open)(request).await?,
+        probed: options.format.is_none() && options.header.is_none(),
+    })
 }
 
 /// The format of what a node holds, by its contents.

@@ -5,10 +5,9 @@ use std::rc::Rc;
 
 use serde_json::json;
 
-use super::chunks::read_only;
 use super::table::TableCache;
 use super::{BackingLink, CheckReport, Description, Driver, Format, Image, OpenRequest, Progress, Repair};
-use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_range, read_table};
+use crate::graph::{Extent, Io, IoBuf, NodeInfo, NodeRef, ReadNode, check_range, read_table};
 use crate::{Error, ErrorKind, SECTOR};
 
 /// QEMU enhanced disks.
@@ -267,7 +266,7 @@ impl QedImage {
     }
 }
 
-impl Node for QedImage {
+impl ReadNode for QedImage {
     fn info(&self) -> &NodeInfo {
         &self.info
     }
@@ -294,22 +293,6 @@ impl Node for QedImage {
         })
     }
 
-    fn write(&self, _offset: u64, _data: IoData) -> Io<'_, ()> {
-        Box::pin(async { Err(read_only(self)) })
-    }
-
-    fn write_zeroes(&self, _offset: u64, _len: u64, _unmap: bool) -> Io<'_, ()> {
-        Box::pin(async { Err(read_only(self)) })
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> Io<'_, ()> {
-        Box::pin(async { Err(read_only(self)) })
-    }
-
-    fn flush(&self) -> Io<'_, ()> {
-        Box::pin(async { Ok(()) })
-    }
-
     fn status(&self, offset: u64, len: u64) -> Io<'_, Extent> {
         Box::pin(async move {
             check_range(self, "look at", offset, len)?;
@@ -331,10 +314,6 @@ impl Node for QedImage {
                 }
             }
         })
-    }
-
-    fn resize(&self, _size: u64) -> Io<'_, ()> {
-        Box::pin(async { Err(read_only(self)) })
     }
 
     fn close(&self) -> Io<'_, ()> {

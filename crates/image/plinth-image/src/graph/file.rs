@@ -100,6 +100,13 @@ impl FileNode {
         Self::open(path, &FileOptions { cache, ..FileOptions::default() })
     }
 
+    /// The same, under the name that its user knows: for a file whose own name is temporary.
+    #[must_use]
+    pub fn called(mut self, name: &Path) -> Self {
+        self.info.name = name.display().to_string();
+        self
+    }
+
     fn new(path: &Path, file: File, direct: bool, options: &FileOptions) -> Result<Self, Error> {
         let name = path.display().to_string();
         let failed = |e| Error::from_host("open", &name, e);

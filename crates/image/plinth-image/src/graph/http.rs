@@ -9,7 +9,7 @@ use plinth_host::aio;
 use ureq::Agent;
 use ureq::http::{HeaderMap, StatusCode, header};
 
-use super::{Extent, Io, IoBuf, IoData, Node, NodeInfo, check_range, check_write};
+use super::{Extent, Io, IoBuf, NodeInfo, ReadNode, check_range};
 use crate::{Error, ErrorKind};
 
 /// Requests to the server at once.
@@ -173,7 +173,7 @@ fn read_range(
     (done, Ok(()))
 }
 
-impl Node for HttpNode {
+impl ReadNode for HttpNode {
     fn info(&self) -> &NodeInfo {
         &self.info
     }
@@ -189,35 +189,11 @@ impl Node for HttpNode {
         })
     }
 
-    fn write(&self, offset: u64, data: IoData) -> Io<'_, ()> {
-        Box::pin(async move { check_write(self, offset, data.len() as u64) })
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> Io<'_, ()> {
-        Box::pin(async move { check_write(self, offset, len) })
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> Io<'_, ()> {
-        Box::pin(async move { check_write(self, offset, len) })
-    }
-
-    fn flush(&self) -> Io<'_, ()> {
-        Box::pin(async { Ok(()) })
-    }
-
     fn status(&self, offset: u64, len: u64) -> Io<'_, Extent> {
         Box::pin(async move {
             check_range(self, "look at", offset, len)?;
             Ok(Extent::stored(len, Some(offset)))
         })
-    }
-
-    fn resize(&self, _size: u64) -> Io<'_, ()> {
-        Box::pin(async move { check_write(self, 0, 0) })
-    }
-
-    fn close(&self) -> Io<'_, ()> {
-        Box::pin(async { Ok(()) })
     }
 }
 
@@ -232,6 +208,7 @@ mod tests {
     use plinth_host::aio::block_on;
 
     use super::*;
+    use crate::graph::Node;
     use crate::graph::{Keep, MemoryNode, OverlayNode};
 
     /// Answers requests on one connection from `data`.
@@ -284,7 +261,7 @@ mod tests {
         });
         block_on(async {
             let node = HttpNode::open(&url).await.unwrap();
-            assert_eq!(node.size(), 1_000_000);
+            assert_eq!(Node::size(&node), 1_000_000);
             let store = Rc::new(MemoryNode::new("cache"));
             let cache = OverlayNode::new(Rc::new(node), store, Keep::Reads, 64 << 10).unwrap();
             for _ in 0..2 {

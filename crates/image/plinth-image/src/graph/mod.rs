@@ -9,6 +9,7 @@ pub(crate) mod lock;
 mod memory;
 mod overlay;
 mod range_lock;
+mod read_only;
 mod slice;
 mod throttle;
 
@@ -25,6 +26,7 @@ pub use http::HttpNode;
 pub use memory::MemoryNode;
 pub use overlay::{Keep, OverlayNode};
 pub use range_lock::{RangeGuard, RangeLocks};
+pub use read_only::ReadNode;
 pub use slice::SliceNode;
 pub use throttle::{Limits, ThrottleNode};
 

@@ -39,6 +39,14 @@ pub async fn create(
     create(CreateRequest { output, size, options, backing, secret }).await
 }
 
+/// True if a new image without one below reads as zeros. One of LUKS reads as noise.
+///
+/// # Errors
+/// The image's.
+pub async fn starts_as_zeros(image: &dyn Image) -> Result<bool, Error> {
+    Ok(!image.describe().encrypted || image.size() == 0 || image.status(0, 1).await?.zero)
+}
+
 /// What to convert, and to what.
 pub struct ConvertRequest<'a> {
     /// Disks, one behind the other.
@@ -75,9 +83,8 @@ pub async fn convert(
     let over = request.backing.is_some();
     let target =
         create(output, request.format, size, request.options, request.backing, request.secret).await?;
-    // What is new reads as zeros, unless there is something below, or nothing but noise, as in LUKS.
-    let noise = target.describe().encrypted && size > 0 && !target.status(0, 1).await?.zero;
-    let options = CopyOptions { target_is_zero: !over && !noise, ..request.copy };
+    // What is new reads as zeros, unless there is something below.
+    let options = CopyOptions { target_is_zero: !over && starts_as_zeros(&*target).await?, ..request.copy };
     let report = copy(&*source, 0..size, &*target, 0, &options, progress).await?;
     target.close().await?;
     Ok(report)

@@ -19,7 +19,7 @@ pub use chain::{commit, rebase_safe};
 pub use compact::{CompactReport, punch_zeros};
 pub use compare::{CompareOptions, CompareReport, Difference, compare};
 pub use concat::Concat;
-pub use convert::{ConvertRequest, convert, create};
+pub use convert::{ConvertRequest, convert, create, starts_as_zeros};
 pub use copy::{CopyOptions, CopyReport, copy};
 pub use map::{MapEntry, map};
 pub use measure::{Contents, Measured, measure};

@@ -22,6 +22,7 @@ pub use machine::{Controller, ControllerKind, Disk, Firmware, MachineDescription
 pub use manifest::{Manifest, Verified};
 use part::Parts;
 pub use write::{Written, package_files, write_package};
+pub(crate) use xml::escape;
 
 /// Files of a package at most.
 const MAX_FILES: usize = 4096;

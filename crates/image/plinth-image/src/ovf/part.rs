@@ -12,7 +12,8 @@ use plinth_host::aio::offload;
 use crate::format::Format;
 use crate::format::image::unsupported;
 use crate::graph::{
-    Extent, FileNode, FileOptions, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_range, is_zero, joined,
+    Extent, FileNode, FileOptions, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, ReadNode, check_range,
+    is_zero, joined,
 };
 use crate::{Error, ErrorKind};
 
@@ -36,7 +37,7 @@ impl Parts {
     }
 }
 
-impl Node for Parts {
+impl ReadNode for Parts {
     fn info(&self) -> &NodeInfo {
         &self.info
     }
@@ -69,35 +70,11 @@ impl Node for Parts {
         })
     }
 
-    fn write(&self, _offset: u64, _data: IoData) -> Io<'_, ()> {
-        Box::pin(async { crate::graph::check_write(self, 0, 0) })
-    }
-
-    fn write_zeroes(&self, _offset: u64, _len: u64, _unmap: bool) -> Io<'_, ()> {
-        Box::pin(async { crate::graph::check_write(self, 0, 0) })
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> Io<'_, ()> {
-        Box::pin(async { crate::graph::check_write(self, 0, 0) })
-    }
-
-    fn flush(&self) -> Io<'_, ()> {
-        Box::pin(async { Ok(()) })
-    }
-
     fn status(&self, offset: u64, len: u64) -> Io<'_, Extent> {
         Box::pin(async move {
             check_range(self, "look at", offset, len)?;
             Ok(Extent::stored(len, None))
         })
-    }
-
-    fn resize(&self, _size: u64) -> Io<'_, ()> {
-        Box::pin(async { Err(unsupported(self.info(), Format::Raw, "resize")) })
-    }
-
-    fn close(&self) -> Io<'_, ()> {
-        Box::pin(async { Ok(()) })
     }
 }
 

@@ -16,6 +16,7 @@ struct Handshake<'a> {
     writer: Writer,
     no_zeroes: bool,
     structured: bool,
+    extended: bool,
     tls: bool,
     /// The export that the contexts were agreed on for, and they.
     contexts: Option<(String, Vec<Context>)>,
@@ -34,8 +35,16 @@ pub async fn run(server: &Server, reader: Reader, writer: Writer) -> Result<Opti
     hello.extend(IHAVEOPT.to_be_bytes());
     hello.extend((FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES).to_be_bytes());
     writer.send([IoData::copy_of(&hello)]).await?;
-    let mut h =
-        Handshake { server, reader, writer, no_zeroes: false, structured: false, tls: false, contexts: None };
+    let mut h = Handshake {
+        server,
+        reader,
+        writer,
+        no_zeroes: false,
+        structured: false,
+        extended: false,
+        tls: false,
+        contexts: None,
+    };
     let flags = u32::from_be_bytes(h.reader.array().await?);
     if flags & !u32::from(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES) != 0 {
         return Err(Error::protocol(format!("client flags {flags:#x}")));
@@ -54,15 +63,23 @@ pub async fn run(server: &Server, reader: Reader, writer: Writer) -> Result<Opti
                     .map_err(|e| Error::new(crate::ErrorKind::Tls, "cannot begin TLS", e))?;
                 let (reader, writer) = upgrade(h.reader, h.writer, tls.into()).await?;
                 // What was agreed on before could have been anybody's.
-                h = Handshake { reader, writer, tls: true, structured: false, contexts: None, ..h };
+                h = Handshake {
+                    reader,
+                    writer,
+                    tls: true,
+                    structured: false,
+                    extended: false,
+                    contexts: None,
+                    ..h
+                };
             }
             Next::Work(export) => {
                 let contexts = h.contexts.take().filter(|(name, _)| {
                     server.export(name).is_some_and(|e| std::rc::Rc::ptr_eq(&e, &export))
                 });
                 let contexts = contexts.map(|(_, c)| c).unwrap_or_default();
-                let Handshake { reader, writer, structured, .. } = h;
-                return Ok(Some(Session { reader, writer, export, structured, contexts }));
+                let Handshake { reader, writer, structured, extended, .. } = h;
+                return Ok(Some(Session { reader, writer, export, structured, extended, contexts }));
             }
         }
     }
@@ -128,6 +145,21 @@ impl Handshake<'_> {
             OPT_INFO | OPT_GO => self.info(option, &data).await,
             OPT_STRUCTURED_REPLY if !data.is_empty() => {
                 self.refuse(option, REP_ERR_INVALID, "it has no data").await
+            }
+            OPT_STRUCTURED_REPLY if self.extended => {
+                self.refuse(option, REP_ERR_EXT_HEADER_REQD, "extended headers are in use already").await
+            }
+            OPT_EXTENDED_HEADERS if !data.is_empty() => {
+                self.refuse(option, REP_ERR_INVALID, "it has no data").await
+            }
+            OPT_EXTENDED_HEADERS if self.extended => {
+                self.refuse(option, REP_ERR_INVALID, "extended headers are in use already").await
+            }
+            OPT_EXTENDED_HEADERS => {
+                // All replies are structured then.
+                (self.structured, self.extended) = (true, true);
+                self.reply(option, REP_ACK, &[]).await?;
+                Ok(Next::Option)
             }
             OPT_STRUCTURED_REPLY => {
                 self.structured = true;

@@ -82,6 +82,7 @@ struct Session {
     writer: crate::stream::Writer,
     export: Rc<Export>,
     structured: bool,
+    extended: bool,
     contexts: Vec<Context>,
 }
 

@@ -23,7 +23,7 @@ const MEMORY: u64 = 40 << 20;
 /// Extents of one reply at most.
 const EXTENTS: usize = 4096;
 /// Reads as long as this are looked at for holes first.
-const SPARSE: u32 = 64 << 10;
+const SPARSE: u64 = 64 << 10;
 
 /// Memory that requests hold. One side waits for some to be given back: the reader.
 #[derive(Default)]
@@ -86,13 +86,13 @@ impl From<plinth_image::Error> for Refusal {
 }
 
 pub async fn run(session: Session) -> Result<(), Error> {
-    let Session { reader, writer, export, structured, contexts } = session;
+    let Session { reader, writer, export, structured, extended, contexts } = session;
     let budget = Budget::default();
-    let connection = Connection { export: &export, writer: &writer, structured, contexts };
+    let connection = Connection { export: &export, writer: &writer, structured, extended, contexts };
     let end = Cell::new(Ok(()));
     let requests = stream::unfold(Some(reader), |reader| async {
         let mut reader = reader?;
-        match next(&mut reader, &budget).await {
+        match next(&mut reader, &budget, extended).await {
             Ok(Some(job)) => Some((job, Some(reader))),
             Ok(None) => None,
             Err(e) => {
@@ -117,29 +117,36 @@ pub async fn run(session: Session) -> Result<(), Error> {
 }
 
 /// The next request; `None` when the client is done.
-async fn next(reader: &mut Reader, budget: &Budget) -> Result<Option<Job>, Error> {
+async fn next(reader: &mut Reader, budget: &Budget, extended: bool) -> Result<Option<Job>, Error> {
     if reader.at_end().await? {
         return Ok(None);
     }
-    let header = reader.array::<REQUEST_LEN>().await?;
-    let request =
-        Request::parse(&header).ok_or_else(|| Error::protocol("a request does not begin with its mark"))?;
+    let request = if extended {
+        Request::parse(&reader.array::<EXTENDED_REQUEST_LEN>().await?, true)
+    } else {
+        Request::parse(&reader.array::<REQUEST_LEN>().await?, false)
+    };
+    let request = request.ok_or_else(|| Error::protocol("a request does not begin with its mark"))?;
     if request.command == CMD_DISC {
         return Ok(None);
     }
-    let too_long = request.len > MAX_PAYLOAD;
-    if request.command == CMD_WRITE && too_long {
+    let too_long = request.len > u64::from(MAX_PAYLOAD);
+    let has_data = request.command == CMD_WRITE || (extended && request.flags & CMD_FLAG_PAYLOAD_LEN != 0);
+    if has_data && too_long {
         // Its data would have to be read to find the next request.
         return Err(Error::protocol(format!("a write of {} bytes", request.len)));
     }
-    let with_buffer = matches!(request.command, CMD_READ | CMD_WRITE) && !too_long;
-    let memory = if with_buffer { u64::from(request.len) } else { 0 };
+    let with_buffer = (request.command == CMD_READ && !too_long) || has_data;
+    let memory = if with_buffer { request.len } else { 0 };
     budget.take(memory).await;
     let mut refused = None;
     if request.command == CMD_READ && too_long {
         refused = Some(Refusal { code: EINVAL, why: format!("a read of {} bytes is too long", request.len) });
     }
-    let data = if request.command == CMD_WRITE {
+    if has_data && request.command != CMD_WRITE {
+        refused = Some(Refusal { code: EINVAL, why: "only writes have data".to_owned() });
+    }
+    let data = if has_data {
         reader.fill_buf(IoBuf::new(request.len as usize)).await?.freeze()
     } else {
         IoBuf::new(0).freeze()
@@ -151,6 +158,7 @@ struct Connection<'a> {
     export: &'a Export,
     writer: &'a Writer,
     structured: bool,
+    extended: bool,
     contexts: Vec<Context>,
 }
 
@@ -176,7 +184,8 @@ impl Connection<'_> {
                 let head = [&e.code.to_be_bytes()[..], &(why.len() as u16).to_be_bytes(), why].concat();
                 vec![Chunk { kind: REPLY_ERROR, head, data: None }]
             });
-            return self.writer.send(structured_reply(request.cookie, chunks)).await;
+            let offset = self.extended.then_some(request.offset);
+            return self.writer.send(structured_reply(request.cookie, offset, chunks)).await;
         }
         let (code, chunks) = match result {
             Ok(chunks) => (0, chunks),
@@ -191,7 +200,7 @@ impl Connection<'_> {
 
     async fn perform(&self, request: &Request, data: IoData) -> Result<Vec<Chunk>, Refusal> {
         let node = &self.export.node;
-        let (offset, len) = (request.offset, u64::from(request.len));
+        let (offset, len) = (request.offset, request.len);
         let inside = offset.checked_add(len).is_some_and(|end| end <= node.size());
         let writes = matches!(request.command, CMD_WRITE | CMD_TRIM | CMD_WRITE_ZEROES);
         if writes && self.export.read_only {
@@ -231,7 +240,7 @@ impl Connection<'_> {
         }
         let mut chunks = Vec::new();
         let mut at = offset;
-        let end = offset + u64::from(len);
+        let end = offset + len;
         while at < end {
             let extent = node.status(at, end - at).await?;
             let n = extent.len.min(end - at);
@@ -269,20 +278,31 @@ impl Connection<'_> {
         let mut chunks = Vec::new();
         for (n, context) in self.contexts.iter().enumerate() {
             let mut head = (n as u32 + 1).to_be_bytes().to_vec();
-            for (len, flags) in self.extents(request, context).await? {
-                head.extend(len.to_be_bytes());
-                head.extend(flags.to_be_bytes());
+            let extents = self.extents(request, context).await?;
+            if self.extended {
+                head.extend((extents.len() as u32).to_be_bytes());
             }
-            chunks.push(Chunk { kind: REPLY_BLOCK_STATUS, head, data: None });
+            for (len, flags) in extents {
+                if self.extended {
+                    head.extend(len.to_be_bytes());
+                    head.extend(u64::from(flags).to_be_bytes());
+                } else {
+                    // No longer than the request, which had 32 bits for it.
+                    head.extend((len as u32).to_be_bytes());
+                    head.extend(flags.to_be_bytes());
+                }
+            }
+            let kind = if self.extended { REPLY_BLOCK_STATUS_EXT } else { REPLY_BLOCK_STATUS };
+            chunks.push(Chunk { kind, head, data: None });
         }
         Ok(chunks)
     }
 
     /// Lengths and flags of the extents of a range, from its start; perhaps not up to its end.
-    async fn extents(&self, request: &Request, context: &Context) -> Result<Vec<(u32, u32)>, Refusal> {
+    async fn extents(&self, request: &Request, context: &Context) -> Result<Vec<(u64, u32)>, Refusal> {
         let limit = if request.flags & CMD_FLAG_REQ_ONE != 0 { 1 } else { EXTENTS };
-        let end = request.offset + u64::from(request.len);
-        let mut out: Vec<(u32, u32)> = Vec::new();
+        let end = request.offset + request.len;
+        let mut out: Vec<(u64, u32)> = Vec::new();
         let mut at = request.offset;
         while at < end {
             let (n, flags) = match context {
@@ -297,9 +317,9 @@ impl Connection<'_> {
             }
             let full = out.len() == limit;
             match out.last_mut() {
-                Some(last) if last.1 == flags => last.0 += n as u32,
+                Some(last) if last.1 == flags => last.0 += n,
                 _ if full => break,
-                _ => out.push((n as u32, flags)),
+                _ => out.push((n, flags)),
             }
             at += n;
         }
@@ -326,17 +346,25 @@ fn dirty(ranges: &[(u64, u64)], at: u64, end: u64) -> (u64, u32) {
     }
 }
 
-fn structured_reply(cookie: u64, chunks: Vec<Chunk>) -> Vec<IoData> {
+/// `offset`: that of the request, with extended headers.
+fn structured_reply(cookie: u64, offset: Option<u64>, chunks: Vec<Chunk>) -> Vec<IoData> {
     let last = chunks.len().saturating_sub(1);
     let mut out = Vec::with_capacity(chunks.len() * 2);
     for (n, chunk) in chunks.into_iter().enumerate() {
         let flags = if n == last { REPLY_FLAG_DONE } else { 0 };
         let len = chunk.head.len() + chunk.data.as_ref().map_or(0, |d| d.len());
-        let mut head = STRUCTURED_REPLY_MAGIC.to_be_bytes().to_vec();
+        let magic = if offset.is_some() { EXTENDED_REPLY_MAGIC } else { STRUCTURED_REPLY_MAGIC };
+        let mut head = magic.to_be_bytes().to_vec();
         head.extend(flags.to_be_bytes());
         head.extend(chunk.kind.to_be_bytes());
         head.extend(cookie.to_be_bytes());
-        head.extend((len as u32).to_be_bytes());
+        match offset {
+            Some(offset) => {
+                head.extend(offset.to_be_bytes());
+                head.extend((len as u64).to_be_bytes());
+            }
+            None => head.extend((len as u32).to_be_bytes()),
+        }
         head.extend(chunk.head);
         out.push(IoData::copy_of(&head));
         out.extend(chunk.data);

@@ -21,8 +21,8 @@ Examples:
   plinth disk convert old.vmdk new.qcow2 --compress zstd
   plinth disk check --repair d.qcow2
 
-The format of an existing image is found by its contents, unless it is given; that of a new one by its name's
-ending. What an image names (its backing image, its extents) is opened in the image's own folder only, unless
+The format of an existing image is found by its contents, unless it is given; that of a new one by its name's \
+ending. What an image names (its backing image, its extents) is opened in the image's own folder only, unless \
 --allow-backing says more. The names and arguments of qemu-img work too: `plinth qemu-img ...`.";
 
 /// `plinth disk`.
@@ -87,6 +87,9 @@ pub struct OpenArgs {
     /// Read the passphrase of an encrypted image from this file
     #[arg(long, value_name = "FILE")]
     pub secret_file: Option<PathBuf>,
+    /// Take the LUKS header of the image from this file
+    #[arg(long, value_name = "FILE")]
+    pub header: Option<PathBuf>,
     /// Go on if another process uses the image: what is read may be in the middle of a change
     #[arg(long)]
     pub share: bool,
@@ -114,6 +117,9 @@ pub struct NewArgs {
     /// Options of the format: NAME=VALUE[,NAME=VALUE...]; `-o help` lists them. Repeatable
     #[arg(short = 'o', long = "option", value_name = "OPTION")]
     pub options: Vec<String>,
+    /// Write the LUKS header of the new image into this file of its own
+    #[arg(long, value_name = "FILE")]
+    pub new_header: Option<PathBuf>,
     /// Replace a file that is there
     #[arg(long)]
     pub force: bool,
@@ -127,7 +133,9 @@ pub struct NewArgs {
 Examples:
   plinth disk create d.qcow2 20G
   plinth disk create d.qcow2 20G -o cluster_size=128k,preallocation=metadata
-  plinth disk create overlay.qcow2 --backing base.qcow2")]
+  plinth disk create overlay.qcow2 --backing base.qcow2
+  plinth disk create d.luks 20G --secret-file key.txt
+  plinth disk create d.img 20G --to luks --secret-file key.txt --new-header d.header")]
 pub struct CreateArgs {
     /// The image to create
     #[arg(value_name = "IMAGE")]
@@ -170,9 +178,11 @@ Examples:
   plinth disk convert d.qcow2 d.raw --snapshot before-update
   plinth disk convert d.qcow2 /dev/sdx --to raw --force
   plinth disk convert machine.ova d.qcow2 --disk 2
+  plinth disk convert d.qcow2 d.hdd
 
-The new image gets its name when it is complete and on the disk. When the command is stopped before that, whatever
-had the name still has it. Several sources become one disk, one behind the other.")]
+The new image gets its name when it is complete and on the disk. When the command is stopped before that, whatever \
+had the name still has it. Several sources become one disk, one behind the other. A new disk of Parallels is a folder \
+if its name ends in .hdd, and one file if it ends in .hds.")]
 pub struct ConvertArgs {
     /// The images to read, and last the image to write
     #[arg(value_name = "SOURCE... TARGET", required = true, num_args = 2..)]
@@ -277,7 +287,7 @@ Examples:
   plinth disk rebase overlay.qcow2 --backing moved/base.qcow2 --unsafe
   plinth disk rebase overlay.qcow2 --flatten
 
-What differs between the old and the new backing image is copied into the image first, so it reads the same as
+What differs between the old and the new backing image is copied into the image first, so it reads the same as \
 before. With --unsafe only the name is changed.")]
 pub struct RebaseArgs {
     #[command(flatten)]
@@ -319,7 +329,7 @@ pub struct CommitArgs {
 Examples:
   plinth disk compare a.raw b.qcow2
 
-Exit code 0: the disks are the same, and where one is longer that is zeros; 1: they differ; 2 and more: the command
+Exit code 0: the disks are the same, and where one is longer that is zeros; 1: they differ; 2 and more: the command \
 failed.")]
 pub struct CompareArgs {
     /// The first image
@@ -441,13 +451,25 @@ pub struct BenchArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  plinth disk amend d.qcow2 -o lazy_refcounts=on")]
+  plinth disk amend d.qcow2 -o lazy_refcounts=on
+  plinth disk amend d.luks --secret-file key.txt --add-secret new-key.txt
+  plinth disk amend d.luks --secret-file new-key.txt --remove-secret key.txt
+  plinth disk amend d.luks --secret-file key.txt -o state=inactive,keyslot=3
+
+An encrypted image has slots for several passphrases. -o keyslot=NUMBER names one; the last one cannot be removed.")]
 pub struct AmendArgs {
     #[command(flatten)]
     pub image: ImageArgs,
     /// Options of the format. Repeatable
-    #[arg(short = 'o', long = "option", value_name = "OPTION", required = true)]
+    #[arg(short = 'o', long = "option", value_name = "OPTION",
+          required_unless_present_any = ["add_secret", "remove_secret"])]
     pub options: Vec<String>,
+    /// Let the passphrase in this file open the image too
+    #[arg(long, value_name = "FILE", conflicts_with = "remove_secret")]
+    pub add_secret: Option<PathBuf>,
+    /// Let the passphrase in this file open the image no more
+    #[arg(long, value_name = "FILE")]
+    pub remove_secret: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -505,7 +527,7 @@ Examples:
   plinth disk compact d.raw
   plinth disk compact d.qcow2
 
-A raw image gets holes where it has zeros. An image of another format is written anew beside the old one, which it
+A raw image gets holes where it has zeros. An image of another format is written anew beside the old one, which it \
 then replaces; options, backing image and contents stay the same.")]
 pub struct CompactArgs {
     #[command(flatten)]
@@ -522,7 +544,7 @@ Examples:
   plinth disk serve d.qcow2 --listen 0.0.0.0:10809 --name d --tls /etc/plinth/tls --tls-verify
   plinth disk convert nbd+unix:///?socket=/run/d.sock copy.qcow2
 
-It serves until it gets a signal (Ctrl-C), and closes the image then. The folder of --tls has server-cert.pem,
+It serves until it gets a signal (Ctrl-C), and closes the image then. The folder of --tls has server-cert.pem, \
 server-key.pem, and for --tls-verify ca-cert.pem.")]
 pub struct ServeArgs {
     #[command(flatten)]
@@ -578,9 +600,9 @@ Examples:
   plinth disk export system.qcow2 new.ova --like old.ova
   plinth disk export machine.ovf machine.ova
 
-The name's ending decides: .ova is one archive, .ovf an envelope with the disks and a manifest beside it. Disks are
-compressed (VMDK, streamOptimized), and the manifest has SHA-256 checksums. What is said of the machine comes from a
-package among the sources, or that of --like; options take precedence. The package gets its name when it is complete
+The name's ending decides: .ova is one archive, .ovf an envelope with the disks and a manifest beside it. Disks are \
+compressed (VMDK, streamOptimized), and the manifest has SHA-256 checksums. What is said of the machine comes from a \
+package among the sources, or that of --like; options take precedence. The package gets its name when it is complete \
 and on the disk.")]
 pub struct ExportArgs {
     /// The disks, or a package with its disks, and last the package to write (.ova or .ovf)

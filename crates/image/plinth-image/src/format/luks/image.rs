@@ -55,6 +55,8 @@ impl Volume {
 pub struct LuksImage {
     info: NodeInfo,
     file: NodeRef,
+    /// The header's own file.
+    detached: Option<NodeRef>,
     header: RefCell<Header>,
     volume: Option<Volume>,
     /// Bytes from the file's start to the disk.
@@ -74,6 +76,7 @@ pub struct LuksImage {
 impl LuksImage {
     pub fn new(
         file: NodeRef,
+        detached: Option<NodeRef>,
         header: Header,
         volume: Option<Volume>,
         read_only: bool,
@@ -91,8 +94,10 @@ impl LuksImage {
             )
             .into());
         }
-        if payload == 0 {
-            return Err("headers in files of their own are not supported".to_owned().into());
+        if payload == 0 && detached.is_none() {
+            return Err("its disk is in another file, and without that file it is not supported: open that one, with --header"
+                .to_owned()
+                .into());
         }
         if !sector.is_power_of_two() || !(SECTOR..=4096).contains(&sector) || !payload.is_multiple_of(SECTOR)
         {
@@ -107,6 +112,7 @@ impl LuksImage {
         Ok(Self {
             info,
             file,
+            detached,
             header: RefCell::new(header),
             volume,
             payload,
@@ -117,6 +123,11 @@ impl LuksImage {
             locks: RangeLocks::default(),
             changing: Mutex::new(()),
         })
+    }
+
+    /// The file that has the header.
+    fn place(&self) -> &dyn Node {
+        &**self.detached.as_ref().unwrap_or(&self.file)
     }
 
     fn volume(&self) -> Result<&Volume, Error> {
@@ -192,8 +203,8 @@ impl LuksImage {
         let _alone = self.changing.lock().await;
         let mut header = self.header.borrow().clone();
         let added = match &mut header {
-            Header::V1(h) => h.add_key(&*self.file, 0, key, new).await,
-            Header::V2(h) => h.add_key(&*self.file, 0, key, new).await,
+            Header::V1(h) => h.add_key(self.place(), 0, key, new).await,
+            Header::V2(h) => h.add_key(self.place(), 0, key, new).await,
         };
         self.header.replace(header);
         added.map_err(|r| self.refusal(r))
@@ -218,8 +229,8 @@ impl LuksImage {
         }
         let mut header = self.header.borrow().clone();
         let removed = match &mut header {
-            Header::V1(h) => h.remove_key(&*self.file, 0, slot).await.map_err(Refusal::Io),
-            Header::V2(h) => h.remove_key(&*self.file, 0, slot).await,
+            Header::V1(h) => h.remove_key(self.place(), 0, slot).await.map_err(Refusal::Io),
+            Header::V2(h) => h.remove_key(self.place(), 0, slot).await,
         };
         self.header.replace(header);
         removed.map_err(|r| self.refusal(r))
@@ -242,8 +253,9 @@ impl LuksImage {
                 // The same passphrase may be in several slots.
                 loop {
                     let header = self.header.borrow().clone();
-                    let found =
-                        header.unlock(&*self.file, 0, secret.as_bytes(), slot, &mut KeyCost::default()).await;
+                    let found = header
+                        .unlock(self.place(), 0, secret.as_bytes(), slot, &mut KeyCost::default())
+                        .await;
                     match found.map_err(|r| self.refusal(r))? {
                         Some((slot, _)) => self.remove_key(slot).await?,
                         None if any => return Ok(()),
@@ -365,6 +377,9 @@ impl Node for LuksImage {
 
     fn close(&self) -> Io<'_, ()> {
         Box::pin(async move {
+            if let Some(header) = &self.detached {
+                header.close().await?;
+            }
             self.file.flush().await?;
             self.file.close().await
         })
@@ -441,7 +456,7 @@ impl Image for LuksImage {
         let key_len = self.volume.as_ref().map(|v| v.key.len());
         describe_header(&self.header.borrow(), key_len, &mut details);
         details.insert("payload-offset".into(), json!(self.payload));
-        details.insert("detached-header".into(), json!(false));
+        details.insert("detached-header".into(), json!(self.detached.is_some()));
         Description { encrypted: true, details, ..Description::default() }
     }
 
@@ -455,14 +470,14 @@ impl Image for LuksImage {
             let mut report =
                 CheckReport { image_end: self.payload + self.size.get(), ..CheckReport::default() };
             // What is on disk now, not what was found when it was opened.
-            let mut header = Header::read(&*self.file, 0).await.map_err(|r| self.refusal(r))?;
+            let mut header = Header::read(self.place(), 0).await.map_err(|r| self.refusal(r))?;
             match &mut header {
                 Header::V1(h) => h.check(&mut report),
                 Header::V2(h) => {
                     h.check(&mut report);
                     if h.copies != [true; 2] && repair == Repair::All {
                         check_write(self, 0, 0)?;
-                        h.write(&*self.file, 0).await.map_err(|r| self.refusal(r))?;
+                        h.write(self.place(), 0).await.map_err(|r| self.refusal(r))?;
                         report.corruptions_fixed += 1;
                         self.header.replace(header);
                     }

@@ -120,7 +120,7 @@ impl NewInside {
         let mut key = Secret::new(vec![0; key_len]);
         random(&mut key);
         SectorCipher::new(spec, &key, SECTOR as u32).map_err(invalid)?;
-        let mut header = v1::Header::new(spec, hash, &key, iter_time).await;
+        let mut header = v1::Header::new(spec, hash, &key, iter_time, false).await;
         header.payload = v1::compact_len(key_len);
         Ok(Self { header, key, iter_time })
     }

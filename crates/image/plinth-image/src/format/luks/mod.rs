@@ -15,6 +15,9 @@
 //! then overwritten. LUKS2: the material, flush, then one copy of the header, flush, the other one, flush: one good
 //! copy is there at any time, and the newer one wins.
 //!
+//! **A header in a file of its own** ("detached") is all but the disk, which begins at the other file's first byte
+//! unless the header says more. Without it that file is noise, and nothing tells that it is encrypted.
+//!
 //! **qcow2** has such a header [inside] of its file, see [`crypt`](crate::crypt).
 
 mod image;
@@ -32,7 +35,7 @@ use super::{
 use crate::crypt::{
     CipherSpec, Hash, IvKind, KeyCost, Secret, SectorCipher, af_merge, af_split, encrypt, random,
 };
-use crate::graph::{IoBuf, IoData, Node, read_table};
+use crate::graph::{IoBuf, IoData, MemoryNode, Node, read_table};
 use crate::{Error, ErrorKind, SECTOR};
 
 /// Ciphers with the bits of their keys, modes and IVs of new volumes.
@@ -103,6 +106,11 @@ pub static DRIVER: Driver = Driver {
             name: "sector-size",
             kind: OptionKind::Choice(&["512", "1024", "2048", "4096"]),
             help: "bytes that version 2 encrypts as one; 4096 if not given",
+        },
+        OptionSpec {
+            name: "detached-header",
+            kind: OptionKind::Flag,
+            help: "write the header only, for a disk in a file of its own",
         },
         OptionSpec {
             name: "preallocation",
@@ -297,11 +305,13 @@ impl Header {
 pub(crate) async fn open_with(request: OpenRequest, mut cost: KeyCost) -> Result<Rc<dyn Image>, Error> {
     let OpenRequest { file, options, .. } = request;
     let name = file.info().name.clone();
+    let detached = options.header.clone();
     let inner = async {
-        let header = Header::read(&*file, 0).await?;
+        let place = detached.as_ref().unwrap_or(&file);
+        let header = Header::read(&**place, 0).await?;
         let key = match &options.secret {
             None => None,
-            Some(secret) => match header.unlock(&*file, 0, secret, None, &mut cost).await? {
+            Some(secret) => match header.unlock(&**place, 0, secret, None, &mut cost).await? {
                 Some((_, key)) => Some(key),
                 None => {
                     let doing = format!("cannot open '{name}'");
@@ -316,7 +326,7 @@ pub(crate) async fn open_with(request: OpenRequest, mut cost: KeyCost) -> Result
         };
         let volume = key.map(|key| Volume::new(&header, key)).transpose()?;
         let read_only = options.read_only || file.info().read_only;
-        LuksImage::new(file.clone(), header, volume, read_only)
+        LuksImage::new(file.clone(), detached.clone(), header, volume, read_only)
     };
     match inner.await {
         Ok(image) => Ok(Rc::new(image) as Rc<dyn Image>),
@@ -389,21 +399,34 @@ async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> {
     SectorCipher::new(spec, &key, if version2 { sector } else { SECTOR as u32 })
         .map_err(|why| refused(ErrorKind::Invalid, &why))?;
     let file = output.main().await?;
+    let only_header = options.flag("detached-header") == Some(true);
+    let detached = match output.header() {
+        Some(header) => Some(header.await?),
+        // The disk itself is somebody else's business.
+        None if only_header => Some(file.clone()),
+        None => None,
+    };
+    let place = detached.clone().unwrap_or_else(|| file.clone());
     let new = NewKey { secret, slot: None, iter_time: ms, kdf: kdf_option(options) };
     let inner = async {
         let (header, payload) = if version2 {
-            let mut header = v2::Header::new(spec, hash, sector, &key, ms).await?;
-            header.write_new(&*file, 0).await?;
-            header.add_key(&*file, 0, &key, &new).await?;
+            let mut header = v2::Header::new(spec, hash, sector, &key, ms, detached.is_some()).await?;
+            header.write_new(&*place, 0).await?;
+            header.add_key(&*place, 0, &key, &new).await?;
             let payload = header.segment.offset;
             (Header::V2(Box::new(header)), payload)
         } else {
-            let mut header = v1::Header::new(spec, hash, &key, ms).await;
-            header.write(&*file, 0).await?;
-            header.add_key(&*file, 0, &key, &new).await?;
+            let mut header = v1::Header::new(spec, hash, &key, ms, detached.is_some()).await;
+            header.write(&*place, 0).await?;
+            header.add_key(&*place, 0, &key, &new).await?;
             let payload = header.payload;
             (Header::V1(Box::new(header)), payload)
         };
+        if only_header {
+            let disk = MemoryNode::new(output.name());
+            disk.set_size(size);
+            return LuksImage::new(Rc::new(disk), detached, header, None, false);
+        }
         let volume = Volume::new(&header, key)?;
         let full = options.text("preallocation") == Some("full");
         if full {
@@ -412,7 +435,7 @@ async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> {
             let unmap = options.text("preallocation") != Some("falloc");
             file.write_zeroes(payload, size, unmap).await?;
         }
-        let image = LuksImage::new(file.clone(), header, Some(volume), false)?;
+        let image = LuksImage::new(file.clone(), detached, header, Some(volume), false)?;
         if full {
             image.grow(size).await?;
         }

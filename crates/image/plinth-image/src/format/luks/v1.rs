@@ -125,6 +125,11 @@ impl Header {
         b
     }
 
+    /// Where the last slot's material ends in a new header.
+    fn end(&self) -> u64 {
+        (ALIGN + SLOTS * self.area_len().next_multiple_of(ALIGN)) as u64
+    }
+
     fn area_len(&self) -> usize {
         (self.key_len * STRIPES).next_multiple_of(512)
     }
@@ -174,7 +179,7 @@ impl Header {
     }
 
     /// A header for a new volume, without key slots in use.
-    pub async fn new(spec: CipherSpec, hash: Hash, key: &Secret, iter_time: u64) -> Self {
+    pub async fn new(spec: CipherSpec, hash: Hash, key: &Secret, iter_time: u64, detached: bool) -> Self {
         let (mut digest_salt, key) = ([0; 32], key.clone());
         random(&mut digest_salt);
         let key_len = key.len();
@@ -194,7 +199,9 @@ impl Header {
             slot.offset = (ALIGN + n * area) as u64;
             slot.stripes = STRIPES as u32;
         }
-        header.payload = (ALIGN + SLOTS * area).next_multiple_of(PAYLOAD_ALIGN) as u64;
+        if !detached {
+            header.payload = header.end().next_multiple_of(PAYLOAD_ALIGN as u64);
+        }
         // The proof has to be no quicker to try than a key slot's share of it; QEMU takes the same part.
         header.digest_iterations = aio::offload(move || iterations_for(hash, 20, iter_time / 8)).await;
         let proof = header.proof();
@@ -285,7 +292,7 @@ impl Header {
     /// # Errors
     /// The node's.
     pub async fn write(&self, node: &dyn Node, base: u64) -> Result<(), Error> {
-        let mut all = vec![0; self.payload as usize];
+        let mut all = vec![0; self.payload.max(self.end()) as usize];
         all[..LEN].copy_from_slice(&self.bytes());
         node.write(base, IoData::copy_of(&all)).await
     }

@@ -385,7 +385,9 @@ impl Header {
         sector: u32,
         key: &Secret,
         ms: u64,
+        detached: bool,
     ) -> Result<Self, String> {
+        let payload = if detached { 0 } else { NEW_PAYLOAD };
         let mut salt = vec![0; 32];
         random(&mut salt);
         let key = key.clone();
@@ -399,7 +401,7 @@ impl Header {
         let json = json!({
             "keyslots": {}, "tokens": {},
             "segments": { "0": {
-                "type": "crypt", "offset": NEW_PAYLOAD.to_string(), "size": "dynamic", "iv_tweak": "0",
+                "type": "crypt", "offset": payload.to_string(), "size": "dynamic", "iv_tweak": "0",
                 "encryption": spec.to_string(), "sector_size": sector,
             } },
             "digests": { "0": {
@@ -468,6 +470,11 @@ impl Header {
         }
         self.copies = [true; 2];
         Ok(())
+    }
+
+    /// Where the disk begins in the header's file; behind everything if it is in another one.
+    fn payload(&self) -> u64 {
+        if self.segment.offset == 0 { u64::MAX } else { self.segment.offset }
     }
 
     fn keyslots_end(&self) -> Result<u64, String> {
@@ -554,7 +561,7 @@ impl Header {
 
     /// Where `len` bytes are free for key material.
     fn free_area(&self, len: u64) -> Result<u64, Refusal> {
-        let end = self.keyslots_end()?.min(self.segment.offset);
+        let end = self.keyslots_end()?.min(self.payload());
         let mut used: Vec<(u64, u64)> = Vec::new();
         for v in self.json["keyslots"].as_object().into_iter().flat_map(|o| o.values()) {
             let area = field(v, "area")?;
@@ -607,7 +614,7 @@ impl Header {
     /// # Errors
     /// The node's.
     pub async fn write_new(&mut self, node: &dyn Node, base: u64) -> Result<(), Refusal> {
-        node.write_zeroes(base, self.segment.offset, true).await?;
+        node.write_zeroes(base, self.keyslots_end()?, true).await?;
         self.write(node, base).await
     }
 
@@ -624,8 +631,7 @@ impl Header {
         for slot in &self.slots {
             areas.add(&format!("the material of key slot {}", slot.id), slot.offset, slot.size);
         }
-        let end = if self.segment.offset == 0 { u64::MAX } else { self.segment.offset };
-        areas.report(end, report);
+        areas.report(self.payload(), report);
         if !self.slots.iter().any(|s| self.proof.slots.contains(&s.id)) {
             report.corruptions += 1;
             report.say("no key slot is in use: nothing can open it any more");

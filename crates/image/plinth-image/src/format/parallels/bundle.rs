@@ -1,4 +1,5 @@
-//! Bundles: a `DiskDescriptor.xml` that names the disk's parts and, for each, the images of its snapshots. For reading.
+//! Bundles: a `DiskDescriptor.xml` that names the disk's parts and, for each, the images of its snapshots. They are
+//! read, and created with one part and no snapshots.
 
 use std::collections::HashMap;
 
@@ -7,7 +8,8 @@ use serde_json::json;
 
 use super::image::ParallelsImage;
 use crate::format::{CheckReport, Description, Format, Image, Links, Progress, Repair};
-use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_range};
+use crate::graph::{Extent, Io, IoBuf, Node, NodeInfo, NodeRef, ReadNode, check_range};
+use crate::ovf::escape;
 use crate::{Error, ErrorKind, SECTOR};
 
 /// Bytes, elements and images of a descriptor at most.
@@ -18,6 +20,58 @@ const MAX_IMAGES: usize = 1024;
 const NONE: &str = "{00000000-0000-0000-0000-000000000000}";
 /// What is being written to, where the descriptor does not say.
 const TOP: &str = "{5fbaabe3-6958-40ff-92a7-860e329aab41}";
+
+/// The file in a bundle's folder that describes it.
+pub const DESCRIPTOR: &str = "DiskDescriptor.xml";
+
+/// The name of the image in a new bundle whose folder has this name.
+#[must_use]
+pub fn main_name(folder: &str) -> String {
+    format!("{folder}.0.{TOP}.hds")
+}
+
+/// Describes a disk of one image.
+pub fn descriptor(size: u64, cluster: u64, image: &str) -> String {
+    let sectors = size / SECTOR;
+    // The three have to give the size exactly; guests do not see them any more.
+    let (heads, per_track) = [(16, 63), (16, 32), (16, 1)]
+        .into_iter()
+        .find(|(h, s)| sectors.is_multiple_of(h * s))
+        .unwrap_or((1, 1));
+    let cylinders = sectors / (heads * per_track);
+    let (image, block) = (escape(image), cluster / SECTOR);
+    format!(
+        r#"<?xml version="1.0" encoding="UTF-8"?>
+<Parallels_disk_image Version="1.0">
+    <Disk_Parameters>
+        <Disk_size>{sectors}</Disk_size>
+        <Cylinders>{cylinders}</Cylinders>
+        <Heads>{heads}</Heads>
+        <Sectors>{per_track}</Sectors>
+        <Padding>0</Padding>
+    </Disk_Parameters>
+    <StorageData>
+        <Storage>
+            <Start>0</Start>
+            <End>{sectors}</End>
+            <Blocksize>{block}</Blocksize>
+            <Image>
+                <GUID>{TOP}</GUID>
+                <Type>Compressed</Type>
+                <File>{image}</File>
+            </Image>
+        </Storage>
+    </StorageData>
+    <Snapshots>
+        <Shot>
+            <GUID>{TOP}</GUID>
+            <ParentGUID>{NONE}</ParentGUID>
+        </Shot>
+    </Snapshots>
+</Parallels_disk_image>
+"#
+    )
+}
 
 /// True if a file begins like a descriptor.
 pub fn is_descriptor(head: &[u8]) -> bool {
@@ -212,14 +266,9 @@ impl Bundle {
         }
         Ok(Found { place: None, len, depth })
     }
-
-    fn refuse(&self, doing: &str) -> Error {
-        let why = "Parallels bundles are only read: convert it to change it";
-        Error::new(ErrorKind::ReadOnly, format!("cannot {doing} '{}'", self.info.name), why)
-    }
 }
 
-impl Node for Bundle {
+impl ReadNode for Bundle {
     fn info(&self) -> &NodeInfo {
         &self.info
     }
@@ -250,22 +299,6 @@ impl Node for Bundle {
         })
     }
 
-    fn write(&self, _offset: u64, _data: IoData) -> Io<'_, ()> {
-        Box::pin(async move { Err(self.refuse("write to")) })
-    }
-
-    fn write_zeroes(&self, _offset: u64, _len: u64, _unmap: bool) -> Io<'_, ()> {
-        Box::pin(async move { Err(self.refuse("write to")) })
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> Io<'_, ()> {
-        Box::pin(async move { Err(self.refuse("write to")) })
-    }
-
-    fn flush(&self) -> Io<'_, ()> {
-        Box::pin(async { Ok(()) })
-    }
-
     fn status(&self, offset: u64, len: u64) -> Io<'_, Extent> {
         Box::pin(async move {
             check_range(self, "look at", offset, len)?;
@@ -277,14 +310,6 @@ impl Node for Bundle {
             };
             Ok(Extent { depth: found.depth, ..extent })
         })
-    }
-
-    fn resize(&self, _size: u64) -> Io<'_, ()> {
-        Box::pin(async move { Err(self.refuse("resize")) })
-    }
-
-    fn close(&self) -> Io<'_, ()> {
-        Box::pin(async { Ok(()) })
     }
 }
 

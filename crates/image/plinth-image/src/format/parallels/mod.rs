@@ -1,7 +1,7 @@
 //! Parallels: expanding disks (`.hdd`, `.hds`), and bundles of them described by a `DiskDescriptor.xml`.
 //!
 //! A header, a block allocation table (BAT) and clusters; QEMU's docs/interop/parallels.rst describes the file, and
-//! nobody has ever described the bundles: what is here was learned from samples.
+//! docs/interop/prl-xml.rst the bundles, as far as they are of one part; the rest was learned from samples.
 //!
 //! **Order of writes.** Before its first change an image is marked as in use, and that is flushed. A cluster's data is
 //! written to space that nothing refers to, at the file's end or freed by a flush that is complete; its BAT entry
@@ -12,6 +12,8 @@
 
 mod bundle;
 mod image;
+
+pub use bundle::{DESCRIPTOR, main_name};
 
 use std::rc::Rc;
 
@@ -162,6 +164,12 @@ async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> {
         put(at, &value.to_le_bytes());
     }
     put(36, &(size / SECTOR).to_le_bytes());
+    if output.has_folder() {
+        let text = bundle::descriptor(size, cluster, output.name());
+        let side = output.sibling(bundle::DESCRIPTOR).await?;
+        side.write(0, IoData::copy_of(text.as_bytes())).await?;
+        side.flush().await?;
+    }
     let file = output.main().await?;
     file.write_zeroes(0, data, true).await?;
     file.write(0, IoData::copy_of(&b)).await?;

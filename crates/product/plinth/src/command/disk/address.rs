@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
 use plinth_image::format::{Format, OpenOptions, Opened, open, open_node};
 use plinth_image::graph::{FileNode, FileOptions, HttpNode, Keep, NodeRef, OverlayNode};
@@ -15,6 +16,9 @@ use crate::failure::{Code, Failure, Result};
 
 /// Bytes that are read from a web server at once.
 const WEB_CLUSTER: u32 = 1 << 20;
+
+/// How long a server of an export may be gone in the middle of a command.
+const RECONNECT: Duration = Duration::from_secs(30);
 
 /// Opens the image at a path or an address.
 ///
@@ -47,6 +51,14 @@ pub async fn open_any(
 
 /// As [`open_any`]; `disk` is the one of a package that is meant.
 pub async fn open_with(path: &Path, disk: Option<&str>, options: &OpenOptions) -> Result<Opened> {
+    let text = path.to_str().unwrap_or_default();
+    if options.format.is_none()
+        && Package::is_name(path)
+        && (Uri::looks_like(text) || HttpNode::is_address(text))
+    {
+        let what = format!("cannot open '{text}': packages are opened from files, not from addresses");
+        return Err(Failure::new(Code::Failed, what).help("fetch it first"));
+    }
     if options.format.is_none() && Package::is_name(path) {
         let doing = || format!("'{}' is a package, which is only read", path.display());
         if !options.read_only {
@@ -61,6 +73,22 @@ pub async fn open_with(path: &Path, disk: Option<&str>, options: &OpenOptions) -
         return Err(Failure::usage(what));
     }
     open_source(path, options).await
+}
+
+/// As [`open_any`], for one of two images: only one of them may be a package.
+pub async fn open_either(
+    path: &Path,
+    args: &OpenArgs,
+    format: Option<Format>,
+    read_only: bool,
+) -> Result<Opened> {
+    let disk = args.disk.as_deref().filter(|_| Package::is_name(path));
+    let mut args = args.clone();
+    // Neither is a header that of both.
+    if format.is_some_and(|f| f != Format::Luks) {
+        args.header = None;
+    }
+    open_with(path, disk, &open_options(&args, format, read_only)?).await
 }
 
 /// Opens the disk of a package that has this name.
@@ -87,7 +115,7 @@ async fn open_export(text: &str, read_only: bool) -> Result<NodeRef> {
         }
         (false, _) => None,
     };
-    let options = client::Options { tls, read_only, bitmap: None };
+    let options = client::Options { tls, read_only, bitmap: None, reconnect: RECONNECT };
     Ok(Rc::new(client::open(&uri, &options).await.map_err(|e| nbd(&e))?))
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use plinth_image::format::Options;
 use serde_json::json;
 
-use super::common::{close, failed, interruptible, open_image, result, usage};
+use super::common::{close, failed, interruptible, open_image, result, secret, usage};
 use crate::cli::disk_tool::{AmendArgs, ResizeArgs};
 use crate::cli::{Global, Size, size};
 use crate::failure::{Failure, Result};
@@ -53,6 +53,14 @@ pub fn amend(args: &AmendArgs, global: &Global) -> Result<ExitCode> {
     let mut options = Options::default();
     for text in &args.options {
         options.add(text).map_err(|e| usage(&e))?;
+    }
+    for (file, option, state) in
+        [(&args.add_secret, "new-secret", "active"), (&args.remove_secret, "old-secret", "inactive")]
+    {
+        let Some(bytes) = secret(file.as_deref())? else { continue };
+        let text = std::str::from_utf8(&bytes).map_err(|_| Failure::usage("the passphrase is not UTF-8"))?;
+        options.set(option, text);
+        options.set("state", state);
     }
     interruptible(async {
         let opened = open_image(&args.image, false).await?;

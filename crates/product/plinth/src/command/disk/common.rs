@@ -16,7 +16,7 @@ use plinth_host::buffer::IoBuf;
 use plinth_image::format::{
     Backing, BackingLink, Format, Image, OpenOptions, Opened, Options, OutputFiles, Progress, Trust, open,
 };
-use plinth_image::graph::{Cache, NodeRef};
+use plinth_image::graph::{Cache, FileNode, FileOptions, NodeRef};
 use plinth_image::{Error, ErrorKind};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -33,7 +33,13 @@ pub fn failed(e: Error) -> Failure {
     };
     let failure = Failure::from_error(code, "", &e);
     match e.kind {
-        ErrorKind::NotFound => failure.help("check the name: relative paths begin at the current folder"),
+        ErrorKind::NotFound if e.context.contains("://") => failure.help("check the address"),
+        ErrorKind::NotFound if e.source.kind() == std::io::ErrorKind::NotFound => {
+            failure.help("check the name: relative paths begin at the current folder")
+        }
+        ErrorKind::ReadOnly if e.source.kind() == std::io::ErrorKind::PermissionDenied => {
+            failure.help("`ls -ld` on the file and its folder shows who may read and write them")
+        }
         ErrorKind::Busy => failure
             .help("stop the machine or program that uses it (`fuser FILE` names the process)")
             .help("to read it nevertheless, add --share"),
@@ -42,10 +48,20 @@ pub fn failed(e: Error) -> Failure {
         }
         ErrorKind::Key => failure.help("give the passphrase in a file: --secret-file FILE"),
         ErrorKind::NoSpace => failure.help("free some space, or write to another file system"),
-        ErrorKind::Format => {
-            failure.help("if the bytes are the disk's own, say so: --format raw (--from raw)")
-        }
+        ErrorKind::Format => failure.help(
+            "without --format (--from) the contents decide; if they are the disk's own bytes, say raw there",
+        ),
         _ => failure,
+    }
+}
+
+/// Bytes that an image takes up: a file, or the files of a folder.
+pub fn allocated(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let of = |path: &Path| std::fs::metadata(path).map_or(0, |m| m.blocks() * 512);
+    match std::fs::read_dir(path) {
+        Ok(folder) => folder.flatten().map(|e| of(&e.path())).sum(),
+        Err(_) => of(path),
     }
 }
 
@@ -68,9 +84,14 @@ pub fn secret(file: Option<&Path>) -> Result<Option<Rc<[u8]>>> {
 
 /// How to open images for a command.
 pub fn open_options(args: &OpenArgs, format: Option<Format>, read_only: bool) -> Result<OpenOptions> {
+    let header = args.header.as_deref().map(|path| {
+        let how = FileOptions { read_only, share: args.share, ..FileOptions::default() };
+        FileNode::open(path, &how).map(|node| Rc::new(node) as NodeRef).map_err(failed)
+    });
     Ok(OpenOptions {
         format,
         read_only,
+        header: header.transpose()?,
         share: args.share,
         trust: Trust { allowed: args.allow_backing.clone(), nothing: false },
         secret: secret(args.secret_file.as_deref())?,
@@ -161,16 +182,41 @@ pub fn is_new(path: &Path) -> bool {
     std::fs::metadata(path).map_or(true, |m| m.is_file() && m.len() == 0)
 }
 
+/// Refuses to replace what the user has not given up.
+pub fn may_replace(path: &Path, force: bool) -> Result<()> {
+    if path.is_dir() && !path.join(plinth_image::format::parallels::DESCRIPTOR).is_file() {
+        return Err(Failure::usage(format!("'{}' is a folder", path.display())).help("name a file in it"));
+    }
+    if force || is_new(path) {
+        return Ok(());
+    }
+    Err(Failure::usage(format!("'{}' is there already", path.display()))
+        .help("choose another name, or replace it with --force: what it holds is lost then"))
+}
+
 /// The files of a new image.
 pub fn output(path: &Path, args: &NewArgs) -> Result<OutputFiles> {
-    if !args.force && !is_new(path) {
-        return Err(Failure::usage(format!("'{}' is there already", path.display()))
-            .help("choose another name, or replace it with --force: what it holds is lost then"));
+    for path in std::iter::once(path).chain(args.new_header.as_deref()) {
+        may_replace(path, args.force)?;
+    }
+    if args.new_header.is_some() && new_format(args, path) != Format::Luks {
+        return Err(Failure::usage("only LUKS images can have their header in a file of its own")
+            .help("add --to luks"));
     }
     let cache = if args.cached { Cache::Cached } else { Cache::Direct };
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    // What Parallels calls a disk by this ending is a folder.
+    if new_format(args, path) == Format::Parallels && name.to_ascii_lowercase().ends_with(".hdd") {
+        let main = plinth_image::format::parallels::main_name(name);
+        return OutputFiles::in_folder(path, &main, cache).map_err(failed);
+    }
     // Where the name is a link, the file behind it is replaced, not the link.
     let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    OutputFiles::new(&real, cache).map_err(failed)
+    let files = OutputFiles::new(&real, cache).map_err(failed)?;
+    Ok(match &args.new_header {
+        Some(header) => files.with_header(header),
+        None => files,
+    })
 }
 
 /// The link to the image at `backing`, for an image at `path`: relative where that lies in the image's own folder. It

@@ -7,7 +7,7 @@ use plinth_image::graph::Cache;
 use plinth_image::job::{self, ConvertRequest, CopyOptions};
 use serde_json::json;
 
-use super::common::{close, failed, open_options, result, with_progress};
+use super::common::{allocated, close, failed, open_options, result, with_progress};
 use super::convert::choose_compression;
 use crate::cli::disk_tool::CompactArgs;
 use crate::cli::{Global, size};
@@ -15,11 +15,6 @@ use crate::failure::{Code, Failure, Result};
 
 /// Bytes that raw images give back at once.
 const GRAIN: u64 = 4096;
-
-fn allocated(path: &std::path::Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(path).map_or(0, |m| m.blocks() * 512)
-}
 
 /// The options that an image like this one was created with, as far as its format tells.
 fn options_of(image: &dyn Image) -> Options {

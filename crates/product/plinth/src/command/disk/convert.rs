@@ -11,7 +11,7 @@ use plinth_image::job::{self, ConvertRequest, CopyOptions, CopyReport};
 
 use super::address::open_any;
 use super::common::{
-    backing_link, close, failed, new_format, new_options, output, result, secret, with_progress,
+    allocated, backing_link, close, failed, new_format, new_options, output, result, secret, with_progress,
 };
 use crate::cli::disk_tool::{ConvertArgs, DdArgs, NewArgs};
 use crate::cli::{Global, size};
@@ -32,8 +32,7 @@ pub fn choose_compression(options: &mut Options, format: Format, kind: &str) -> 
 }
 
 fn report(global: &Global, target: &Path, format: Format, report: &CopyReport, start: Instant) -> Result<()> {
-    use std::os::unix::fs::MetadataExt;
-    let allocated = std::fs::metadata(target).map_or(0, |m| m.blocks() * 512);
+    let allocated = allocated(target);
     let seconds = start.elapsed().as_secs_f64();
     let value = serde_json::json!({
         "path": target, "format": format.name(), "read": report.read, "written": report.written,
@@ -132,7 +131,8 @@ pub fn dd(args: &DdArgs, global: &Global) -> Result<ExitCode> {
         let image = job::create(&files, format, to - from, &options, None, secret.as_deref())
             .await
             .map_err(failed)?;
-        let copy = CopyOptions { target_is_zero: true, ..CopyOptions::default() };
+        let target_is_zero = job::starts_as_zeros(&*image).await.map_err(failed)?;
+        let copy = CopyOptions { target_is_zero, ..CopyOptions::default() };
         let done = job::copy(&*source, from..to, &*image, 0, &copy, progress).await.map_err(failed)?;
         close(&*image).await?;
         drop(image);

@@ -7,13 +7,18 @@ use plinth_image::job;
 use super::common::{
     backing_link, close, failed, interruptible, new_format, new_options, output, result, secret,
 };
-use crate::cli::disk_tool::CreateArgs;
+use crate::cli::disk_tool::{CreateArgs, NewArgs};
 use crate::cli::{Global, size};
 use crate::failure::{Failure, Result};
 
 pub fn run(args: &CreateArgs, global: &Global) -> Result<ExitCode> {
     let format = new_format(&args.new, &args.path);
     let Some(options) = new_options(&args.new.options, format)? else { return Ok(ExitCode::SUCCESS) };
+    if args.backing.is_some() && args.open.header.is_some() {
+        return Err(Failure::usage(
+            "a backing image with its header in a file of its own cannot be recorded",
+        ));
+    }
     let bytes = interruptible(async {
         let mut link = None;
         let mut bytes = args.size.map(|s| s.0);
@@ -26,7 +31,9 @@ pub fn run(args: &CreateArgs, global: &Global) -> Result<ExitCode> {
         let Some(bytes) = bytes else {
             return Err(Failure::usage("the disk has no size").help("write it with a unit, such as 20G"));
         };
-        let files = output(&args.path, &args.new)?;
+        // A LUKS image has no backing image, whose header the option could mean.
+        let new_header = args.new.new_header.clone().or_else(|| args.open.header.clone());
+        let files = output(&args.path, &NewArgs { new_header, ..args.new.clone() })?;
         let secret = secret(args.open.secret_file.as_deref())?;
         let image =
             job::create(&files, format, bytes, &options, link, secret.as_deref()).await.map_err(failed)?;

@@ -1,6 +1,6 @@
 //! `plinth disk export`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ use plinth_image::ovf::{
 use serde_json::json;
 
 use super::address::open_any;
-use super::common::{failed, is_new, print, result, with_progress};
+use super::common::{failed, may_replace, print, result, with_progress};
 use super::package;
 use crate::cli::disk_tool::{ExportArgs, FirmwareArg};
 use crate::cli::{Global, size};
@@ -109,7 +109,7 @@ pub fn run(args: &ExportArgs, global: &Global) -> Result<ExitCode> {
             .help("let it end in .ova for one archive, or in .ovf for a folder of files"));
     }
     let start = Instant::now();
-    let (machine, written) = with_progress("exporting", async |progress| {
+    let (machine, written, left_out) = with_progress("exporting", async |progress| {
         let mut machine: Option<MachineDescription> = None;
         if let Some(like) = &args.like {
             let package = Package::open(like).await.map_err(failed)?;
@@ -139,13 +139,19 @@ pub fn run(args: &ExportArgs, global: &Global) -> Result<ExitCode> {
         machine.disks = disks;
         apply(args, &mut machine)?;
         place(&mut machine);
-        let there: Option<PathBuf> = package_files(target, nodes.len()).into_iter().find(|p| !is_new(p));
-        if let Some(there) = there.filter(|_| !args.force) {
-            return Err(Failure::usage(format!("'{}' is there already", there.display()))
-                .help("choose another name, or replace it with --force: what it holds is lost then"));
+        for path in package_files(target, nodes.len()) {
+            may_replace(&path, args.force)?;
         }
+        let left_out = std::mem::take(&mut machine.other).len();
         let written = write_package(target, &machine, &nodes, progress).await.map_err(failed)?;
-        Ok((machine, written))
+        let mut files = written.iter();
+        for (n, (disk, node)) in machine.disks.iter_mut().zip(&nodes).enumerate() {
+            let file = node.as_ref().and_then(|_| files.next());
+            disk.id = format!("vmdisk{}", n + 1);
+            disk.file = file.map(|w| w.file.clone());
+            disk.capacity = file.map_or(disk.capacity, |w| w.capacity);
+        }
+        Ok((machine, written, left_out))
     })?;
     let seconds = start.elapsed().as_secs_f64();
     let bytes: u64 = written.iter().map(|w| w.size).sum();
@@ -153,14 +159,17 @@ pub fn run(args: &ExportArgs, global: &Global) -> Result<ExitCode> {
         1 => "1 disk".to_owned(),
         n => format!("{n} disks"),
     };
-    let text = format!(
+    let mut text = format!(
         "{}: machine '{}', {disks}, {} in {seconds:.1} s\n",
         target.display(),
         machine.name.escape_debug(),
         size::show(bytes)
     );
+    if left_out > 0 {
+        text += &format!("{left_out} parts of its description are not understood, and were left out\n");
+    }
     let value = json!({
-        "path": target, "machine": package::value(&machine), "seconds": seconds,
+        "path": target, "left_out": left_out, "machine": package::value(&machine), "seconds": seconds,
         "disks": written.iter()
             .map(|w| json!({ "file": w.file, "size": w.size, "capacity": w.capacity })).collect::<Vec<_>>(),
     });

@@ -7,7 +7,7 @@ use plinth_image::format::{Format, OpenOptions};
 use serde_json::{Value, json};
 
 use super::address::open_with;
-use super::common::{backing_of, interruptible, open_options, result};
+use super::common::{allocated, backing_of, interruptible, open_options, result};
 use super::package;
 use crate::cli::disk_tool::InfoArgs;
 use crate::cli::{Global, size};
@@ -48,24 +48,21 @@ pub fn run(args: &InfoArgs, global: &Global) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Bytes that a file takes up.
-fn allocated(path: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(path).map_or(0, |m| m.blocks() * 512)
-}
-
 async fn facts(path: &Path, options: &OpenOptions, args: &InfoArgs) -> Result<Facts> {
     let opened = open_with(path, args.image.open.disk.as_deref(), options).await?;
     let image = &opened.image;
     let d = image.describe();
     let how = if opened.probed { "found by its contents" } else { "as given" };
-    let used = allocated(path);
+    // An address has no file here.
+    let used = path.exists().then(|| allocated(path));
     let mut lines = vec![
         ("image", path.display().to_string()),
         ("format", format!("{} ({how})", image.format())),
         ("disk", format!("{} ({} bytes)", size::show(image.size()), image.size())),
-        ("file takes up", size::show(used)),
     ];
+    if let Some(used) = used {
+        lines.push(("file takes up", size::show(used)));
+    }
     if let Some(n) = d.cluster_size {
         lines.push(("cluster", size::show(n)));
     }

@@ -38,6 +38,10 @@ pub fn map(args: &MapArgs, global: &Global) -> Result<ExitCode> {
     let done: Result<()> = interruptible(async {
         let opened = open_image(&args.image, true).await?;
         let start = args.start.map_or(0, |s| s.0);
+        if start > opened.image.size() {
+            let end = size::show(opened.image.size());
+            return Err(Failure::usage(format!("--start is behind the disk's end at {end}")));
+        }
         let end = args.length.map_or(u64::MAX, |l| start.saturating_add(l.0));
         let mut out = BufWriter::new(std::io::stdout().lock());
         let json = global.output == OutputFormat::Json;

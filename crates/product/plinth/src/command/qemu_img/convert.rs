@@ -397,7 +397,8 @@ pub fn dd(args: Vec<String>) -> Result {
         let made = job::create(&files, format, end - start, &Options::default(), None, None)
             .await
             .map_err(failed)?;
-        let copy = CopyOptions { target_is_zero: true, ..CopyOptions::default() };
+        let target_is_zero = job::starts_as_zeros(&*made).await.map_err(failed)?;
+        let copy = CopyOptions { target_is_zero, ..CopyOptions::default() };
         let wrote = |e: plinth_image::Error| {
             Exit::failed(format!("error while writing to output image file: {}", reason(&e)))
         };

@@ -301,6 +301,7 @@ pub async fn image(name: &str, format: Option<&str>, image_opts: bool, how: &How
         trust: trust(how),
         secret,
         no_backing: how.no_backing || named.no_backing,
+        header: None,
     };
     let path = &named.path;
     if named.remote {
