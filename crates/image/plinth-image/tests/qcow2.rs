@@ -17,7 +17,7 @@ use plinth_image::testing::{Cut, Cuts, Random, Shadow, SimOutput, Subject, Workl
 const SIZE: u64 = 4 << 20;
 
 /// Options, the cluster that the work is made for, and bytes of the disk.
-const VARIANTS: [(&str, u64, u64); 13] = [
+const VARIANTS: [(&str, u64, u64); 14] = [
     ("", 65536, SIZE),
     ("cluster_size=512", 512, 1 << 20),
     ("cluster_size=4k,refcount_bits=1", 4096, SIZE),
@@ -31,6 +31,7 @@ const VARIANTS: [(&str, u64, u64); 13] = [
     ("cluster_size=2M,refcount_bits=8", 65536, 32 << 20),
     ("encrypt.format=luks,encrypt.iter-time=1,cluster_size=8k", 8192, SIZE),
     ("encrypt.format=aes,extended_l2=on,cluster_size=16k", 16384, SIZE),
+    ("encrypt.format=aes,data_file=data", 65536, SIZE),
 ];
 
 use common::long as is_long;
