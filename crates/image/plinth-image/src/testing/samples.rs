@@ -1,5 +1,4 @@
 //! Images that Plinth does not make itself, built byte by byte, for tests and fuzzing.
-#![expect(clippy::missing_panics_doc, reason = "writing to a vector does not fail")]
 
 use std::io::Write;
 
