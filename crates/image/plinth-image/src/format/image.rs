@@ -229,6 +229,23 @@ pub trait Image: Node {
         let error = unsupported(self.info(), self.format(), "change the backing image of");
         Box::pin(async { Err(error) })
     }
+    /// Forgets all that the image itself has, so that it reads as the image below does; snapshots stay.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) if the format cannot do it; as for a write.
+    fn make_empty(&self) -> Io<'_, ()> {
+        let error = unsupported(self.info(), self.format(), "empty");
+        Box::pin(async { Err(error) })
+    }
+    /// Gives a range that has nothing yet its space. `how`: `metadata` (a place in the file), `falloc` (reserved) or
+    /// `full` (written).
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) if the format cannot do it; as for a write.
+    fn preallocate<'a>(&'a self, _offset: u64, _len: u64, _how: &'a str) -> Io<'a, ()> {
+        let error = unsupported(self.info(), self.format(), "reserve space in");
+        Box::pin(async { Err(error) })
+    }
     /// Changes options of the format.
     ///
     /// # Errors

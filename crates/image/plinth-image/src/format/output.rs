@@ -21,7 +21,7 @@ pub trait Output {
     /// # Errors
     /// It cannot be created.
     fn main(&self) -> Io<'_, NodeRef>;
-    /// Makes another file beside the main one, empty, which will have this name.
+    /// Makes another file, empty, which will have this name: a path as seen from the main one's folder.
     ///
     /// # Errors
     /// It cannot be created.
@@ -74,13 +74,15 @@ impl OutputFiles {
 
     fn make(&self, name: &str) -> Result<(NodeRef, (PathBuf, PathBuf)), Error> {
         let last = self.folder.join(name);
-        let prefix = format!(".{name}.");
+        let own = last.file_name().and_then(|n| n.to_str()).unwrap_or(name);
+        let prefix = format!(".{own}.");
+        let folder = last.parent().unwrap_or(&self.folder);
         // A free name; the file itself is made by `FileNode`, which locks it.
         for _ in 0..100 {
             let mut random = [0; 8];
             let failed = |e: rustix::io::Errno| Error::host("create", &last, e.into());
             rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).map_err(failed)?;
-            let temporary = self.folder.join(format!("{prefix}{:016x}.tmp", u64::from_ne_bytes(random)));
+            let temporary = folder.join(format!("{prefix}{:016x}.tmp", u64::from_ne_bytes(random)));
             match FileNode::create(&temporary, self.cache) {
                 Ok(node) => return Ok((Rc::new(node), (temporary, last))),
                 Err(e) if e.kind == ErrorKind::Exists => {}

@@ -5,7 +5,7 @@ use futures_util::stream::{self, TryStreamExt};
 use super::plan::{Kind, Plan};
 use super::{CopyOptions, CopyReport, copy};
 use crate::format::{Image, Progress};
-use crate::graph::{IoBuf, Node};
+use crate::graph::{IoBuf, IoData, Node, is_zero, write_zero_bytes};
 use crate::{Error, SECTOR};
 
 /// Writes what an image itself has into the image below it, `base`, which becomes longer if it has to. `top` is open
@@ -29,13 +29,14 @@ const IN_FLIGHT: usize = 8;
 
 /// Copies into `top`, which is open over its old base, whatever `new` does not have in the same way, so that `top`
 /// reads the same over `new`. The link is not changed. Bytes behind the end of `new`, and all of them without one,
-/// read as zeros.
+/// read as zeros. `compress`: what is copied is written in compressed clusters, where the format has them.
 ///
 /// # Errors
 /// The images'.
 pub async fn rebase_safe(
     top: &dyn Image,
     new: Option<&dyn Node>,
+    compress: bool,
     progress: &Progress,
 ) -> Result<CopyReport, Error> {
     progress.total.set(top.size());
@@ -60,7 +61,8 @@ pub async fn rebase_safe(
         });
         let copied = stream::iter(pieces)
             .map_ok(async |(from, to)| {
-                let written = keep(top, new, from, to, grain).await?;
+                let keeper = Keeper { top, new, grain, compress };
+                let written = keeper.keep(from, to).await?;
                 progress.add(to - from);
                 Ok::<_, Error>(((to - from), written))
             })
@@ -74,62 +76,102 @@ pub async fn rebase_safe(
     Ok(report)
 }
 
-/// Writes to `top` what it reads in a range, where `new` reads something else.
-async fn keep(top: &dyn Image, new: Option<&dyn Node>, from: u64, to: u64, grain: u64) -> Result<u64, Error> {
-    let known_zero = async |node: &dyn Node| {
-        let mut at = from;
-        let end = to.min(node.size());
-        while at < end {
-            let extent = node.status(at, end - at).await?;
-            if !extent.zero && extent.present {
-                return Ok::<_, Error>(false);
-            }
-            at += extent.len.max(1);
+/// Copies what the new base does not have.
+struct Keeper<'a> {
+    top: &'a dyn Image,
+    new: Option<&'a dyn Node>,
+    /// Bytes that are written at once at least.
+    grain: u64,
+    compress: bool,
+}
+
+/// True if a range is known to read as zeros, as far as the node reaches.
+async fn is_known_zero(node: &dyn Node, from: u64, to: u64) -> Result<bool, Error> {
+    let mut at = from;
+    let end = to.min(node.size());
+    while at < end {
+        let extent = node.status(at, end - at).await?;
+        if !extent.zero && extent.present {
+            return Ok(false);
         }
-        Ok(true)
-    };
-    let new_zero = match new {
-        Some(node) => known_zero(node).await?,
-        None => true,
-    };
-    if new_zero && known_zero(top).await? {
-        return Ok(0);
+        at += extent.len.max(1);
     }
-    let old = top.read(from, IoBuf::new((to - from) as usize)).await?.freeze();
-    let mut below = IoBuf::zeroed(old.len());
-    if let Some(node) = new
-        && !new_zero
-    {
-        let inside = to.min(node.size()).saturating_sub(from) as usize;
-        let part = node.read(from, IoBuf::new(inside)).await?;
-        below[..inside].copy_from_slice(&part);
-    }
-    let mut written = 0;
-    let mut start: Option<usize> = None;
-    let mut at = 0;
-    while at <= old.len() {
-        let place = from + at as u64;
-        let next = (at + (grain - place % grain) as usize).min(old.len());
-        let differs = at < old.len() && old[at..next] != below[at..next];
-        match (differs, start) {
-            (true, None) => start = Some(at),
-            (false, Some(s)) => {
-                let part = old.slice(s..at);
-                let place = from + s as u64;
-                if crate::graph::is_zero(&part) {
-                    top.write_zeroes(place, part.len() as u64, true).await?;
-                } else {
-                    top.write(place, part).await?;
+    Ok(true)
+}
+
+impl Keeper<'_> {
+    /// Writes to the image what it reads in a range, where the new base reads something else.
+    async fn keep(&self, from: u64, to: u64) -> Result<u64, Error> {
+        let new_zero = match self.new {
+            Some(node) => is_known_zero(node, from, to).await?,
+            None => true,
+        };
+        if new_zero && is_known_zero(self.top, from, to).await? {
+            return Ok(0);
+        }
+        let old = self.top.read(from, IoBuf::new((to - from) as usize)).await?.freeze();
+        let mut below = IoBuf::zeroed(old.len());
+        if let Some(node) = self.new
+            && !new_zero
+        {
+            let inside = to.min(node.size()).saturating_sub(from) as usize;
+            let part = node.read(from, IoBuf::new(inside)).await?;
+            below[..inside].copy_from_slice(&part);
+        }
+        let mut written = 0;
+        let mut start: Option<usize> = None;
+        let mut at = 0;
+        while at <= old.len() {
+            let place = from + at as u64;
+            let next = (at + (self.grain - place % self.grain) as usize).min(old.len());
+            let differs = at < old.len() && old[at..next] != below[at..next];
+            match (differs, start) {
+                (true, None) => start = Some(at),
+                (false, Some(s)) => {
+                    self.write(from + s as u64, old.slice(s..at)).await?;
+                    written += (at - s) as u64;
+                    start = None;
                 }
-                written += (at - s) as u64;
-                start = None;
+                _ => {}
             }
-            _ => {}
+            if at == old.len() {
+                break;
+            }
+            at = next;
         }
-        if at == old.len() {
-            break;
-        }
-        at = next;
+        Ok(written)
     }
-    Ok(written)
+
+    async fn write(&self, place: u64, data: IoData) -> Result<(), Error> {
+        if is_zero(&data) {
+            return self.write_zeros(place, data.len() as u64).await;
+        }
+        if !self.compress {
+            return self.top.write(place, data).await;
+        }
+        for at in (0..data.len()).step_by(self.grain as usize) {
+            let part = data.slice(at..(at + self.grain as usize).min(data.len()));
+            match self.top.write_compressed(place + at as u64, part.clone()) {
+                Some(write) => write.await?,
+                None => self.top.write(place + at as u64, part).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Zeros that are the image's own: where nothing is below now, no note of them may be needed, but later one is.
+    async fn write_zeros(&self, place: u64, len: u64) -> Result<(), Error> {
+        self.top.write_zeroes(place, len, false).await?;
+        let mut at = place;
+        let end = place + len;
+        while at < end {
+            let extent = self.top.status(at, end - at).await?;
+            let n = extent.len.clamp(1, end - at);
+            if !extent.present || extent.depth > 0 {
+                write_zero_bytes(self.top, at, n).await?;
+            }
+            at += n;
+        }
+        Ok(())
+    }
 }

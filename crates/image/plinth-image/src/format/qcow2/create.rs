@@ -293,6 +293,14 @@ impl Core {
             let whole = to.max(data.size());
             fill(data, from, whole - from).await?;
         }
+        let within = from % self.cluster;
+        if within != 0 && self.data.is_none() {
+            // The rest of a cluster that is there: its space may not be.
+            let entry = self.entries(at, 1).await?[0];
+            if let Some(host) = self.host(entry).filter(|_| entry.word & COPIED != 0) {
+                fill(&self.file, host + within, (self.cluster - within).min(to - from)).await?;
+            }
+        }
         while at < last {
             let old = self.entries(at, (last - at).min(AT_ONCE)).await?;
             let free =

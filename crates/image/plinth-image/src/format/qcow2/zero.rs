@@ -2,7 +2,7 @@
 
 use super::map::{COMPRESSED, COPIED, Entry, Kind, View, ZERO};
 use super::{Core, header};
-use crate::Error;
+use crate::{Error, ErrorKind};
 use crate::graph::IoBuf;
 
 /// Bitmap of an extended entry all of whose subclusters read as zeros.
@@ -105,7 +105,7 @@ impl Core {
         let untouched = old.word & COMPRESSED == 0 && host.is_none();
         if !self.v3() {
             return match untouched {
-                true if bare => Some(old),
+                true if bare && unmap => Some(old),
                 false if bare && unmap => Some(Entry::default()),
                 _ => None,
             };
@@ -113,12 +113,12 @@ impl Core {
         let kept = host.is_some() && !unmap && (old.word & COPIED != 0 || self.data.is_some());
         if !self.extended {
             return Some(match () {
-                () if untouched && old.word & ZERO == 0 && bare => old,
+                () if untouched && old.word & ZERO == 0 && bare && unmap => old,
                 () if kept => Entry { word: old.word | ZERO, bitmap: 0 },
                 () => Entry { word: ZERO, bitmap: 0 },
             });
         }
-        if untouched && old.bitmap == 0 && bare {
+        if untouched && old.bitmap == 0 && bare && unmap {
             return Some(old);
         }
         let whole = part.end - part.start == self.cluster;
@@ -131,6 +131,31 @@ impl Core {
         let unit = self.unit();
         let bits = (1u64 << ((part.end - start) / unit)) - (1u64 << ((part.start - start) / unit));
         Some(Entry { word: old.word, bitmap: old.bitmap & !bits | bits << 32 })
+    }
+
+    /// Forgets all clusters of the disk; whoever calls has it alone.
+    pub async fn make_empty(&self) -> Result<(), Error> {
+        if self.has_raw_data_file() {
+            let doing = format!("cannot empty '{}'", self.info.name);
+            return Err(Error::new(ErrorKind::Unsupported, doing, "its data file is raw"));
+        }
+        let size = self.size.get();
+        self.begin_change(0, size).await?;
+        let clusters = size.div_ceil(self.cluster);
+        let mut at = 0;
+        while at < clusters {
+            let old = self.entries(at, clusters - at).await?;
+            if old.iter().any(|e| *e != Entry::default()) {
+                self.set_entries(at, &vec![Entry::default(); old.len()], true).await?;
+            }
+            at += old.len() as u64;
+        }
+        if let Some(data) = &self.data {
+            // No entry may refer to what goes away now.
+            self.commit().await?;
+            data.discard(0, data.size()).await?;
+        }
+        Ok(())
     }
 
     pub async fn discard_data(&self, offset: u64, len: u64) -> Result<(), Error> {

@@ -29,7 +29,7 @@ pub fn rebase(args: &RebaseArgs, global: &Global) -> Result<ExitCode> {
         let mut copied = 0;
         if !args.r#unsafe {
             let new = below.as_deref().map(|i| i as &dyn Node);
-            copied = job::rebase_safe(&*top, new, progress).await.map_err(failed)?.written;
+            copied = job::rebase_safe(&*top, new, false, progress).await.map_err(failed)?.written;
         }
         top.set_backing(link.as_ref()).await.map_err(failed)?;
         close(&*top).await?;

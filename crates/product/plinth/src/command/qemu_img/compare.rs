@@ -33,7 +33,10 @@ pub fn run(args: Vec<String>) -> Result {
         let b = image(second, parsed.value("F"), opts, &how).await.map_err(|e| code(e, 2))?;
         with_progress(shown, async |progress| {
             let compared = job::compare(&*a, &*b, CompareOptions { strict }, progress).await;
-            compared.map_err(|e| Exit::Failed(format!("Error while reading: {}", reason(&e)), 4))
+            if compared.is_err() && a.size() != b.size() && !strict && !quiet {
+                say("Warning: Image size mismatch!\n")?;
+            }
+            compared.map_err(|e| Exit::Failed(format!("{}: {}", e.context, reason(&e)), 4))
         })
         .await
     })?;

@@ -12,6 +12,7 @@ use super::getopt::{Parsed, parse};
 use super::names::{cache, format, known_format, number, number_between, qemu_name};
 use super::open::{How, how, image};
 use super::options::{NewOptions, can_have_backing, collect, help, help_wanted, sort};
+use super::refusal::refusal;
 use super::{Exit, Result, block_on, reason, say, warn};
 
 /// Runs a job and shows how far it is, if `shown`.
@@ -45,7 +46,7 @@ const SHORT: &str = "hf:O:B:CcF:o:l:S:pt:T:qnm:WUr:";
 pub fn snapshot_name(parsed: &Parsed) -> Result<Option<String>> {
     let Some(text) = parsed.value("l") else { return Ok(None) };
     let Some(_) = text.strip_prefix("snapshot.") else { return Ok(Some(text.to_owned())) };
-    let map = super::open::keys(text, "snapshot");
+    let map = super::tree::keys(text, "snapshot");
     if let Some(bad) = map.keys().find(|k| !matches!(k.as_str(), "snapshot.id" | "snapshot.name")) {
         warn(&format!("Invalid parameter '{bad}'"));
         return Err(Exit::failed(format!("Failed in parsing snapshot param '{text}'")));
@@ -287,7 +288,7 @@ impl Job<'_> {
             if !can_compress(out) {
                 return Err(Exit::failed("Compression not supported for this file format"));
             }
-            if new.own.text("encrypt.format").is_some() || new.own.flag("encryption") == Some(true) {
+            if new.own.text("encrypt.format").is_some() {
                 return Err(Exit::failed("Compression and encryption not supported at the same time"));
             }
             if new.own.text("preallocation").is_some_and(|p| p != "off") {
@@ -296,12 +297,16 @@ impl Job<'_> {
         }
         let target = self.target;
         let failed = |why: String| Exit::failed(format!("{target}: error while converting {name}: {why}"));
+        let bytes = nodes.iter().fold(0, |sum: u64, n| sum.saturating_add(n.size()));
         let mut backing: Option<BackingLink> = None;
         if let Some(below) = &new.backing {
             let below_format = new.backing_format.as_deref().and_then(format);
             backing = Some(link(target, below, below_format, self.from).await?.0);
         }
-        let secret = secret(&new.own, self.from)?;
+        if let Some(why) = refusal(out, &new, bytes) {
+            return Err(failed(why));
+        }
+        let secret = secret(&new, self.from).map_err(failed)?;
         let files = output(target, self.target_cache()?)?;
         let layers = backing.as_ref().map(|_| 1);
         let copy = CopyOptions { layers, ..self.copy.clone() };

@@ -7,8 +7,10 @@ use plinth_image::graph::{Cache, IoBuf};
 use plinth_image::job;
 
 use super::getopt::parse;
-use super::open::{How, image, secrets};
-use super::options::{can_have_backing, collect, formatting, help, help_wanted, sort};
+use super::open::{How, image};
+use super::refusal::refusal;
+use super::secret::{passphrase, secrets};
+use super::options::{NewOptions, can_have_backing, collect, formatting, help, help_wanted, sort};
 use super::{Exit, Result, block_on, names, reason, say};
 
 /// The path of a backing image, as seen from the image that names it.
@@ -66,7 +68,7 @@ pub fn run(args: Vec<String>) -> Result {
         }
     }
     let failed = |why: String| Exit::failed(format!("{file}: {why}"));
-    let format = names::format(name).ok_or_else(|| failed(format!("Unknown file format '{name}'")))?;
+    let format = names::format(name).ok_or_else(|| failed(names::unknown(name)))?;
     if format.driver().is_none_or(|d| d.create.is_none()) {
         return Err(failed(format!("Format driver '{name}' does not support image creation")));
     }
@@ -104,7 +106,13 @@ pub fn run(args: Vec<String>) -> Result {
     block_on(async {
         let below_format = match &new.backing_format {
             Some(f) => {
-                Some(names::format(f).ok_or_else(|| failed(format!("Unknown backing file format '{f}'")))?)
+                Some(names::format(f).ok_or_else(|| {
+                    let open = new.backing.is_some() && !parsed.has("u");
+                    failed(match open {
+                        true => format!("Unknown driver '{f}'\nCould not open backing image."),
+                        false => format!("unrecognized backing format '{f}'"),
+                    })
+                })?)
             }
             None => None,
         };
@@ -134,7 +142,10 @@ pub fn run(args: Vec<String>) -> Result {
         if !parsed.has("q") {
             say(&formatting(file, format, &new, Some(bytes)))?;
         }
-        let secret = secret(&new.own, &how)?;
+        if let Some(why) = refusal(format, &new, bytes) {
+            return Err(failed(why));
+        }
+        let secret = secret(&new, &how).map_err(failed)?;
         let files = output(file, Cache::Cached)?;
         let explain = |e: plinth_image::Error| failed(create_reason(&e, file));
         let image = job::create(&files, format, bytes, &new.own, backing, secret.as_deref())
@@ -152,10 +163,8 @@ pub fn run(args: Vec<String>) -> Result {
 }
 
 /// The passphrase that an encryption's options name.
-pub fn secret(options: &plinth_image::format::Options, how: &How) -> Result<Option<std::rc::Rc<[u8]>>> {
-    let Some(id) = options.text("encrypt.key-secret").or(options.text("key-secret")) else { return Ok(None) };
-    let found = how.secrets.get(id).cloned();
-    found.map(Some).ok_or_else(|| Exit::failed(format!("No secret with id '{id}'")))
+pub fn secret(new: &NewOptions, how: &How) -> std::result::Result<Option<std::rc::Rc<[u8]>>, String> {
+    new.secret.as_deref().map(|id| passphrase(&how.secrets, id)).transpose()
 }
 
 /// A message without what it was about.

@@ -173,7 +173,8 @@ pub fn run(args: Vec<String>) -> Result {
                 return Err(Exit::failed(format!("Backing file '{name}' creates an infinite loop.")));
             }
             seen.push(real);
-            let plain = if opts || name.starts_with("json:") { file.to_str() } else { None };
+            let described = opts || name.starts_with("json:") || name.starts_with("file:");
+            let plain = if described { file.to_str().filter(|f| !f.is_empty()) } else { None };
             all.push(value(&*image, plain.unwrap_or(&name), &file, &how));
             if let Some(link) = image.describe().backing.filter(|_| chain) {
                 let below = backing_path(&file, &link.name, &trust(&how))

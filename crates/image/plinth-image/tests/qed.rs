@@ -1,0 +1,27 @@
+//! QED: power cuts, failures, and QEMU as an oracle.
+
+mod common;
+
+use plinth_image::format::qed::DRIVER;
+
+const SIZE: u64 = 4 << 20;
+const VARIANTS: [(&str, u64); 3] = [("", 65536), ("cluster_size=4k,table_size=1", 4096), ("table_size=16", 65536)];
+
+#[test]
+fn power_cuts_lose_nothing_that_was_flushed() {
+    for (options, cluster) in VARIANTS {
+        common::crash(&DRIVER, options, SIZE, cluster);
+    }
+}
+
+#[test]
+fn every_failure_leaves_the_image_right() {
+    for (options, cluster) in VARIANTS {
+        common::fault(&DRIVER, options, SIZE, cluster);
+    }
+}
+
+#[test]
+fn qemu_finds_nothing_wrong_after_power_cuts() {
+    common::peer_after_cuts(&DRIVER, "cluster_size=4k,table_size=1", SIZE, "qed");
+}
