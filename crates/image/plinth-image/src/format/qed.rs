@@ -4,8 +4,9 @@
 //! Barrier. Clusters are taken at the file's end only, and an entry changes, in memory, when what it refers to is
 //! written. A flush: barrier (for the data); changed parts of second tables, new ones as a whole; barrier, if the
 //! first table changed too; changed parts of the first table; barrier. Closing flushes, and takes the mark in the
-//! header back. After a power cut, all that tables refer to is there, and what nothing refers to is at the file's
-//! end: whoever opens the image for writing next, QEMU or this, sees the mark and cuts it off.
+//! header back. After a power cut, all that tables refer to is there, and clusters that nothing refers to can be
+//! there too: whoever opens the image for writing next sees the mark. QEMU checks it then; here, such clusters are cut
+//! off at the file's end, and those before it are given to parts of the disk that have none.
 
 mod write;
 
@@ -273,7 +274,12 @@ impl QedImage {
         free
     }
 
-    async fn check_tables(&self, progress: &Progress, report: &mut CheckReport) -> Result<(), Error> {
+    /// Checks the tables; the clusters of the file that are used.
+    async fn check_tables(
+        &self,
+        progress: &Progress,
+        report: &mut CheckReport,
+    ) -> Result<HashSet<u64>, Error> {
         let entries = self.table / 8;
         report.total_clusters = self.size.get().div_ceil(self.cluster);
         report.image_end = self.header.max(self.l1 + self.table);
@@ -326,14 +332,14 @@ impl QedImage {
                 if used.len() > MAX_CHECKED || looked > MAX_ENTRIES {
                     report.errors += 1;
                     report.say("it has more clusters than can be checked");
-                    return Ok(());
+                    return Ok(used);
                 }
             }
         }
         let clusters = self.file.size() / self.cluster;
         // The header is one, and what follows it is not known to be used or not.
         report.leaks = clusters.saturating_sub(1 + used.iter().filter(|&&n| n < clusters).count() as u64);
-        Ok(())
+        Ok(used)
     }
 }
 
@@ -465,9 +471,9 @@ impl Image for QedImage {
             }
             let _alone = self.locks.lock(0..u64::MAX, true).await;
             let mut report = CheckReport::default();
-            self.check_tables(progress, &mut report).await?;
+            let used = self.check_tables(progress, &mut report).await?;
             if repair != Repair::No && report.corruptions + report.errors == 0 {
-                self.cut_off(report.image_end).await?;
+                self.use_up(&used, report.image_end).await?;
                 report.leaks_fixed = report.leaks;
             }
             Ok(report)

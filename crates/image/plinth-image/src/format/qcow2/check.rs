@@ -310,6 +310,7 @@ impl Check<'_> {
         let (start, limit) = (self.counter.start, self.counter.limit);
         let table = core.refs.table.borrow().clone();
         let mut fixes = Vec::new();
+        let mut repairs = Vec::new();
         let cluster = core.cluster;
         let last = (self.counter.end.min(limit).div_ceil(per)).max(table.len() as u64);
         let wanted: Vec<_> = (start / per..last.min(limit.div_ceil(per)))
@@ -355,8 +356,11 @@ impl Check<'_> {
                     true => (repair == Repair::All, "ERROR"),
                     false => (repair != Repair::No, "Leaked"),
                 };
-                let kind = if mended { "Repairing" } else { kind };
-                report.say(format!("{kind} cluster {c} refcount={stored} reference={right}"));
+                let what = format!("cluster {c} refcount={stored} reference={right}");
+                report.say(format!("{kind} {what}"));
+                if mended && repairs.len() < CheckReport::MESSAGES {
+                    repairs.push(format!("Repairing {what}"));
+                }
                 if stored < right {
                     report.corruptions += 1;
                     if repair == Repair::All {
@@ -375,6 +379,7 @@ impl Check<'_> {
                 }
             }
         }
+        repairs.into_iter().for_each(|r| self.report.say(r));
         Ok(fixes)
     }
 }

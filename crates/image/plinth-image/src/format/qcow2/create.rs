@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::header::{self, Compression, Header};
-use super::map::{COPIED, Entry, L1};
+use super::map::{COPIED, Entry, L1, ZERO};
 use super::{Core, Qcow2, refcount};
 use crate::format::{
     CreateRequest, Image, NoLinks, OpenOptions, OpenRequest, OptionKind, OptionSpec, Options,
@@ -303,20 +303,22 @@ impl Core {
         }
         while at < last {
             let old = self.entries(at, (last - at).min(AT_ONCE)).await?;
-            let free =
-                old.iter().take_while(|e| self.host(**e).is_none() && e.word == 0 && e.bitmap == 0).count();
+            // Notes of zeros stay, and get a place too.
+            let bare = |e: &&Entry| self.host(**e).is_none() && e.word & !ZERO == 0 && e.bitmap as u32 == 0;
+            let free = old.iter().take_while(bare).count();
             if free == 0 {
-                at += old
-                    .iter()
-                    .take_while(|e| self.host(**e).is_some() || e.word != 0 || e.bitmap != 0)
-                    .count() as u64;
+                at += old.iter().take_while(|e| !bare(e)).count() as u64;
                 continue;
             }
             let all = |host: u64, count: u64| {
                 // Over another image, a place is all that they get.
                 let below = self.header.borrow().backing.is_some();
                 let bitmap = if self.extended && !below { 0xffff_ffff } else { 0 };
-                let entry = |n: u64| Entry { word: (host + (n << self.bits)) | COPIED, bitmap };
+                let entry = |n: u64| {
+                    let old = old[n as usize];
+                    let bitmap = if old.bitmap == 0 { bitmap } else { old.bitmap };
+                    Entry { word: (host + (n << self.bits)) | COPIED | old.word & ZERO, bitmap }
+                };
                 (0..count).map(entry).collect::<Vec<_>>()
             };
             if self.data.is_some() {

@@ -24,7 +24,7 @@ impl Core {
         }
         if !self.v3() && !self.snapshots.borrow().is_empty() {
             let why =
-                "Can't resize a v2 image which has snapshots: amend it to compat=1.1, or delete them";
+                "Can't resize a v2 image which has snapshots";
             return Err(self.cannot_resize(ErrorKind::Unsupported, why));
         }
         self.load_bitmaps_to_resize().await?;

@@ -1,5 +1,6 @@
 //! Making and changing QED images.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 
 use super::{
@@ -247,25 +248,49 @@ impl QedImage {
         Ok(())
     }
 
-    /// Mends what a power cut left: cuts off what nothing refers to.
+    /// Mends what a power cut left.
     pub async fn recover(&self) -> Result<(), Error> {
         let mut report = CheckReport::default();
-        self.check_tables(&Progress::default(), &mut report).await?;
+        let used = self.check_tables(&Progress::default(), &mut report).await?;
         if report.corruptions + report.errors > 0 {
             let why = format!("it was not closed, and cannot be mended: {}", report.messages.join("; "));
             return Err(self.corrupt(why));
         }
-        self.cut_off(report.image_end).await
+        self.use_up(&used, report.image_end).await
     }
 
-    /// Ends the file where its last cluster does, and takes the mark back.
-    pub async fn cut_off(&self, end: u64) -> Result<(), Error> {
+    /// Ends the file at `end`, gives clusters before it that are not `used` to parts of the disk that have none, and
+    /// takes the mark back. For each cluster that a power cut lost there is such a part: the one it was for.
+    pub async fn use_up(&self, used: &HashSet<u64>, end: u64) -> Result<(), Error> {
         self.commit().await?;
         if end < self.file.size() {
             self.file.resize(end).await?;
             self.file.flush().await?;
         }
         self.next.set(end.max(self.file.size()).next_multiple_of(self.cluster));
+        let mut guest = 0;
+        for hole in (self.header / self.cluster..end / self.cluster).filter(|n| !used.contains(n)) {
+            self.mark(true).await?;
+            let at = hole * self.cluster;
+            while guest * self.cluster < self.size.get() {
+                let start = guest * self.cluster;
+                let place = self.place(guest).await?;
+                guest += 1;
+                if let Place::At(_) = place {
+                    continue;
+                }
+                let backing = self.backing.borrow().clone();
+                if place == Place::Below && backing.is_some_and(|b| b.size() > start) {
+                    let below = self.read_below(start, IoBuf::new(self.cluster as usize)).await?;
+                    self.file.write(at, below.freeze()).await?;
+                } else {
+                    self.file.write_zeroes(at, self.cluster, true).await?;
+                }
+                self.set_place(guest - 1, at).await?;
+                break;
+            }
+        }
+        self.commit().await?;
         self.leaked.set(false);
         self.mark(false).await
     }

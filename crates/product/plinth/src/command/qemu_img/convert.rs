@@ -180,12 +180,14 @@ fn check_bitmaps(parsed: &Parsed, source: Option<&dyn Image>, sources: usize) ->
     let Some(bitmaps) = source.and_then(|s| s.bitmaps()) else {
         return Err(Exit::failed("Source lacks bitmap support"));
     };
-    let broken: Vec<String> = bitmaps.list().into_iter().filter(|b| b.in_use).map(|b| b.name).collect();
+    // QEMU looks at the newest first.
+    let broken: Vec<String> =
+        bitmaps.list().into_iter().rev().filter(|b| b.in_use).map(|b| b.name).collect();
     if let Some(name) = broken.first()
         && !parsed.has("skip-broken-bitmaps")
     {
         return Err(Exit::failed(format!(
-            "Cannot copy inconsistent bitmap '{name}'\nTry --skip-broken-bitmaps, or use 'qemu-img bitmap --remove'"
+            "Cannot copy inconsistent bitmap '{name}'\nTry --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it"
         )));
     }
     Ok(broken)
@@ -341,7 +343,7 @@ impl Job<'_> {
             return Err(Exit::failed(format!("Format driver '{name}' does not support bitmaps")));
         };
         let Some(from) = self.bitmaps_of.as_deref().and_then(|i| i.bitmaps()) else { return Ok(()) };
-        for bitmap in from.list() {
+        for bitmap in from.list().into_iter().rev() {
             if self.broken.contains(&bitmap.name) {
                 warn(&format!("warning: Skipping inconsistent bitmap '{}'", bitmap.name));
                 continue;

@@ -44,7 +44,7 @@ pub async fn open(tree: &mut Tree, read_only: bool) -> Result<Rc<dyn Image>, Str
     let Some(bitmap) = bitmap else { return Ok(Rc::new(RawImage::new(Rc::new(node), read_only))) };
     let dirty = node.dirty().await.map_err(|e| e.to_string())?;
     let dirty = dirty.ok_or_else(|| format!("The server has no bitmap '{bitmap}'"))?;
-    Ok(Rc::new(Through { node: Rc::new(Dirty { node, dirty }), backing: None }))
+    Ok(Rc::new(Through { node: Rc::new(Dirty { node, dirty }), image: None }))
 }
 
 /// An export whose status is that of a bitmap: what is marked in it is shown as not there.

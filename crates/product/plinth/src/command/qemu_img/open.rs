@@ -409,11 +409,12 @@ impl Opening<'_> {
                     Some(inner) => inner,
                     None => return Err("A block device must be specified for \"image\"".to_owned()),
                 };
-                let image = self.image(inner, None, read_only || general.read_only == Some(true)).await?;
-                let backing = image.backing();
-                let node = faults.over(image);
+                // Without a driver it is a file, whatever it holds.
+                let format = inner.get("driver").is_none().then_some(Format::Raw);
+                let image = self.image(inner, format, read_only || general.read_only == Some(true)).await?;
+                let node = faults.over(image.clone());
                 self.faults.borrow_mut().push(node.armed());
-                Below::Image(Rc::new(Through { node: Rc::new(node), backing }), file)
+                Below::Image(Rc::new(Through { node: Rc::new(node), image: Some(image) }), file)
             }
             _ => {
                 tree.options.insert("driver".into(), driver);

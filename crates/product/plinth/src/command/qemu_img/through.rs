@@ -1,5 +1,7 @@
 //! Another node as an image, without a change to what it says of itself.
 
+use std::rc::Rc;
+
 use plinth_image::format::{CheckReport, Description, Format, Image, Progress, Repair};
 use plinth_image::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef};
 use plinth_image::{Error, ErrorKind};
@@ -8,8 +10,8 @@ use plinth_image::{Error, ErrorKind};
 pub struct Through {
     /// What all requests go to.
     pub node: NodeRef,
-    /// The image below what is below it.
-    pub backing: Option<NodeRef>,
+    /// The image that this is over.
+    pub image: Option<Rc<dyn Image>>,
 }
 
 impl Node for Through {
@@ -60,11 +62,12 @@ impl Image for Through {
     }
 
     fn describe(&self) -> Description {
-        Description::default()
+        let backing = self.image.as_ref().and_then(|i| i.describe().backing);
+        Description { backing, ..Description::default() }
     }
 
     fn backing(&self) -> Option<NodeRef> {
-        self.backing.clone()
+        self.image.as_ref().and_then(|i| i.backing())
     }
 
     fn check<'a>(&'a self, _repair: Repair, _progress: &'a Progress) -> Io<'a, CheckReport> {
