@@ -2,4 +2,6 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| plinth_image::fuzz::fuzz_cloop(data));
+use plinth_image::format::Format;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| plinth_image::fuzz::fuzz_changes(Format::Cloop, data));

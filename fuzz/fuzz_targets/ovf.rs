@@ -2,4 +2,4 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| plinth_image::fuzz::fuzz_ovf(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| plinth_image::fuzz::fuzz_ovf_changes(data));

@@ -5,43 +5,14 @@ use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
 
-use base64::Engine;
 use plinth_host::aio::block_on;
 use plinth_image::format::{Format, Image, OpenOptions, Progress, Repair, open, open_node};
 use plinth_image::graph::{IoBuf, IoData, MemoryNode};
+use plinth_image::testing::samples::{CHUNK, adc, cloop, data, dmg, qed, zlib};
 use plinth_image::{Error, ErrorKind};
-
-const CHUNK: usize = 65536;
 
 async fn open_bytes(bytes: &[u8]) -> Result<Rc<dyn Image>, Error> {
     Ok(open_node(Rc::new(MemoryNode::with("image", bytes)), &OpenOptions::default()).await?.image)
-}
-
-/// Bytes that compress, but not to nothing.
-fn data(len: usize) -> Vec<u8> {
-    (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> (20 + i / 4096 % 9)) as u8).collect()
-}
-
-fn zlib(data: &[u8]) -> Vec<u8> {
-    let mut e = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
-    e.write_all(data).unwrap();
-    e.finish().unwrap()
-}
-
-fn cloop(data: &[u8]) -> Vec<u8> {
-    let blocks: Vec<_> = data.chunks(CHUNK).map(zlib).collect();
-    let mut out =
-        b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n".to_vec();
-    out.resize(128, 0);
-    out.extend((CHUNK as u32).to_be_bytes());
-    out.extend((blocks.len() as u32).to_be_bytes());
-    let mut at = 136 + 8 * (blocks.len() as u64 + 1);
-    for len in blocks.iter().map(|b| b.len() as u64).chain([0]) {
-        out.extend(at.to_be_bytes());
-        at += len;
-    }
-    out.extend(blocks.concat());
-    out
 }
 
 #[test]
@@ -73,56 +44,6 @@ fn cloop_reads_its_blocks() {
             assert_eq!(open_bytes(&bad).await.err().unwrap().kind, ErrorKind::Corrupt, "{at}");
         }
     });
-}
-
-/// ADC without any copies.
-fn adc(data: &[u8]) -> Vec<u8> {
-    data.chunks(128).flat_map(|c| std::iter::once(0x7f + c.len() as u8).chain(c.iter().copied())).collect()
-}
-
-/// An image of one chunk of each kind, the last one cut off at `end`.
-fn dmg(chunks: &[(u32, Vec<u8>)], old: bool) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut mish = b"mish\0\0\0\x01".to_vec();
-    mish.resize(204, 0);
-    mish[16..24].copy_from_slice(&(chunks.len() as u64 * (CHUNK as u64 / 512)).to_be_bytes());
-    mish[200..204].copy_from_slice(&(chunks.len() as u32 + 1).to_be_bytes());
-    for (n, (kind, bytes)) in chunks.iter().enumerate() {
-        let sectors = CHUNK as u64 / 512;
-        mish.extend([kind.to_be_bytes(), [0; 4]].concat());
-        for v in [n as u64 * sectors, sectors, out.len() as u64, bytes.len() as u64] {
-            mish.extend(v.to_be_bytes());
-        }
-        out.extend(bytes);
-    }
-    mish.extend([0xff; 4]);
-    mish.extend([0; 36]);
-    let at = out.len() as u64;
-    let list = if old {
-        let mut fork = vec![0; 256];
-        fork[2] = 1;
-        fork[8..12].copy_from_slice(&(mish.len() as u32 + 4).to_be_bytes());
-        fork.extend((mish.len() as u32).to_be_bytes());
-        fork.extend(&mish);
-        fork
-    } else {
-        let data = base64::engine::general_purpose::STANDARD.encode(&mish);
-        format!(
-            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<!DOCTYPE plist PUBLIC \"-//Apple//DTD PLIST 1.0//EN\" \
-             \"x.dtd\">\n<plist><dict><key>resource-fork</key><dict><key>blkx</key><array><dict><key>ID</key>\
-             <string>0</string><key>Data</key><data>\n{data}\n</data></dict></array></dict></dict></plist>"
-        )
-        .into_bytes()
-    };
-    out.extend(&list);
-    let mut koly = b"koly\0\0\0\x04\0\0\x02\0".to_vec();
-    koly.resize(512, 0);
-    let place = if old { 40 } else { 216 };
-    koly[place..place + 8].copy_from_slice(&at.to_be_bytes());
-    koly[place + 8..place + 16].copy_from_slice(&(list.len() as u64).to_be_bytes());
-    koly[492..500].copy_from_slice(&(chunks.len() as u64 * (CHUNK as u64 / 512)).to_be_bytes());
-    out.extend(koly);
-    out
 }
 
 #[test]
@@ -216,23 +137,6 @@ fn apples_lists_that_cannot_be_are_refused() {
             assert_eq!(open_bytes(&bad).await.err().unwrap().kind, kind, "{at} {bytes:?}");
         }
     });
-}
-
-/// A disk of 64 clusters of 4096 bytes: the first two are there, the third is zeros.
-fn qed() -> Vec<u8> {
-    let mut b = vec![0; 4096 * 5];
-    let mut put = |at: usize, v: u64| b[at..at + 8].copy_from_slice(&v.to_le_bytes());
-    put(0, 4096 << 32 | u64::from(u32::from_le_bytes(*b"QED\0")));
-    put(8, 1 << 32 | 1);
-    put(40, 4096);
-    put(48, 64 * 4096);
-    put(4096, 8192);
-    put(8192, 12288);
-    put(8200, 16384);
-    put(8208, 1);
-    b[12288..16384].fill(1);
-    b[16384..].fill(2);
-    b
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Parallels disks.
 
+mod common;
+
 use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
@@ -9,7 +11,8 @@ use plinth_image::format::{
     CreateRequest, Image, OpenOptions, Options, OutputFiles, Progress, Repair, open, parallels,
 };
 use plinth_image::graph::{Cache, IoBuf, IoData};
-use plinth_image::testing::{CrashTest, FaultTest, Random};
+use plinth_image::testing::Random;
+use plinth_image::testing::samples::PARALLELS_BUNDLE as DESCRIPTOR;
 use plinth_image::{Error, ErrorKind};
 
 const SIZE: u64 = 4 << 20;
@@ -49,31 +52,26 @@ fn qemu_img(args: &[&str]) -> Option<bool> {
 
 #[test]
 fn power_cuts_and_failures() {
-    let long = std::env::var_os("PLINTH_LONG").is_some();
     let dir = tempfile::tempdir().unwrap();
-    for (seed, options) in (1..).zip(["cluster_size=64k", "cluster_size=4k", "cluster_size=63k"]) {
-        let mut test = CrashTest::new(&parallels::DRIVER, options, SIZE, seed, if long { 2000 } else { 40 });
-        test.work.cluster = 64 << 10;
+    for options in ["cluster_size=64k", "cluster_size=4k", "cluster_size=63k"] {
         let mut n = 0;
-        let look = |cut: &plinth_image::testing::Cut| {
+        let subject = common::subject(&parallels::DRIVER, options, SIZE);
+        common::crash_seen(&subject, 64 << 10, |cut| {
             n += 1;
-            if n % 20 == 0 {
-                // The peer mends by itself what it calls damaged: the mark. Afterwards all must be well.
-                let path = dir.path().join("cut.hdd");
-                std::fs::write(&path, cut.files[0].1.contents()).unwrap();
-                let path = path.to_str().unwrap();
-                qemu_img(&["check", "-f", "parallels", "-r", "all", path]);
-                if qemu_img(&["check", "-f", "parallels", path]) == Some(false) {
-                    return Err("qemu-img check finds something".to_owned());
-                }
+            if n % 20 != 0 {
+                return Ok(false);
             }
-            Ok(())
-        };
-        block_on(test.run(look)).unwrap();
-        let mut test =
-            FaultTest::new(&parallels::DRIVER, options, SIZE, seed, if long { 2000 } else { 80 }, 1);
-        test.work.cluster = 64 << 10;
-        assert!(block_on(test.run()).unwrap() > 50);
+            // The peer mends by itself what it calls damaged: the mark. Afterwards all must be well.
+            let path = dir.path().join("cut.hdd");
+            cut.files[0].1.save(&path).map_err(|e| e.to_string())?;
+            let path = path.to_str().unwrap();
+            qemu_img(&["check", "-f", "parallels", "-r", "all", path]);
+            match qemu_img(&["check", "-f", "parallels", path]) {
+                Some(false) => Err("qemu-img check finds something".to_owned()),
+                checked => Ok(checked.is_some()),
+            }
+        });
+        common::fault_of(&subject, 64 << 10);
     }
 }
 
@@ -197,27 +195,6 @@ fn what_cannot_be_is_refused() {
         }
     });
 }
-
-/// A descriptor of two parts, of which the first has a snapshot.
-const DESCRIPTOR: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
-<Parallels_disk_image Version="1.0">
-  <Disk_Parameters><Disk_size>4096</Disk_size></Disk_Parameters>
-  <StorageData>
-    <Storage><Start>0</Start><End>2048</End><Blocksize>128</Blocksize>
-      <Image><GUID>{5fbaabe3-6958-40ff-92a7-860e329aab41}</GUID><Type>Compressed</Type><File>top.hds</File></Image>
-      <Image><GUID>{11111111-6958-40ff-92a7-860e329aab41}</GUID><Type>Compressed</Type><File>base.hds</File></Image>
-    </Storage>
-    <Storage><Start>2048</Start><End>4096</End><Blocksize>128</Blocksize>
-      <Image><GUID>{11111111-6958-40ff-92a7-860e329aab41}</GUID><Type>Plain</Type><File>plain.hds</File></Image>
-    </Storage>
-  </StorageData>
-  <Snapshots>
-    <Shot><GUID>{11111111-6958-40ff-92a7-860e329aab41}</GUID>
-      <ParentGUID>{00000000-0000-0000-0000-000000000000}</ParentGUID></Shot>
-    <Shot><GUID>{5fbaabe3-6958-40ff-92a7-860e329aab41}</GUID>
-      <ParentGUID>{11111111-6958-40ff-92a7-860e329aab41}</ParentGUID></Shot>
-  </Snapshots>
-</Parallels_disk_image>"#;
 
 #[test]
 fn bundles_are_read_through_their_snapshots() {

@@ -1,24 +1,23 @@
 //! The raw format, and with it what the tests of all formats stand on.
 
+mod common;
+
 use futures_util::FutureExt;
 use plinth_host::aio::block_on;
 use plinth_image::format::{CreateRequest, OpenOptions, Options, Output, OutputFiles, open, raw};
 use plinth_image::graph::{Cache, IoData, Node};
-use plinth_image::testing::{CrashTest, FaultTest, Shadow, Workload};
+use plinth_image::testing::{Shadow, Workload};
 
 const SIZE: u64 = 4 << 20;
 
 #[test]
 fn power_cuts_lose_nothing_that_was_flushed() {
-    for seed in 1..5 {
-        block_on(CrashTest::new(&raw::DRIVER, "", SIZE, seed, 20).run(|_| Ok(()))).unwrap();
-    }
+    common::crash(&raw::DRIVER, "", SIZE, 65536);
 }
 
 #[test]
 fn failures_leave_old_or_new_contents() {
-    let failures = block_on(FaultTest::new(&raw::DRIVER, "", SIZE, 1, 100, 1).run()).unwrap();
-    assert!(failures > 100);
+    common::fault(&raw::DRIVER, "", SIZE, 65536);
 }
 
 #[test]

@@ -44,7 +44,9 @@ fn a_reader_sees_the_same_as_a_writer_after_a_cut() {
 
 #[test]
 fn failures_leave_old_or_new_contents() {
-    common::fault(&vhdx::DRIVER, "block_size=1M", 12 * M, M);
+    for options in ["block_size=1M", "subformat=fixed,block_size=1M"] {
+        common::fault(&vhdx::DRIVER, options, 12 * M, M);
+    }
 }
 
 #[test]

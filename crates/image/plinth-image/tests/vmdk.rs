@@ -1,5 +1,7 @@
 //! VMware's disks.
 
+mod common;
+
 use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
@@ -10,7 +12,8 @@ use plinth_image::format::{
     OutputFiles, Progress, Repair, open, vmdk,
 };
 use plinth_image::graph::{Cache, IoBuf, IoData, MemoryNode, Node};
-use plinth_image::testing::{CrashTest, FaultTest, Random, Shadow, Workload};
+use plinth_image::testing::samples::{cowd, sesparse};
+use plinth_image::testing::{Random, Shadow, Workload};
 use plinth_image::{Error, ErrorKind};
 
 /// Every kind that can be written in place.
@@ -56,7 +59,13 @@ async fn create(
     let output = OutputFiles::new(path, Cache::Cached)?;
     let options = Options::parse(options)?;
     options.check(vmdk::DRIVER.options)?;
-    let request = CreateRequest { output: &output, size, options: &options, backing, secret: None };
+    let request = CreateRequest {
+        output: &output,
+        size,
+        options: &options,
+        backing: backing.map(Into::into),
+        secret: None,
+    };
     let image = (vmdk::DRIVER.create.unwrap())(request).await?;
     Ok((image, output))
 }
@@ -110,33 +119,25 @@ fn power_cuts_lose_nothing_that_was_flushed() {
     let dir = tempfile::tempdir().unwrap();
     let has_peer = peer();
     for options in WRITABLE {
-        let (seeds, cuts) = if long() { (1..81, 25) } else { (1..4, 8) };
-        let mut seen = 0;
-        for seed in seeds {
-            let test = CrashTest::new(&vmdk::DRIVER, options, SIZE, seed, cuts);
-            let look = |cut: &plinth_image::testing::Cut| {
-                seen += 1;
-                if !has_peer || seen % 10 != 0 {
-                    return Ok(());
-                }
-                for (name, file) in &cut.files {
-                    std::fs::write(dir.path().join(name), file.contents()).map_err(|e| e.to_string())?;
-                }
-                let main = dir.path().join(&cut.files[0].0);
-                qemu("qemu-img", &["check", "-f", "vmdk", text(&main)]).map(drop)
-            };
-            block_on(test.run(look)).unwrap();
-        }
+        let mut n = 0;
+        common::crash_seen(&common::subject(&vmdk::DRIVER, options, SIZE), 65536, |cut| {
+            n += 1;
+            if !has_peer || n % 10 != 0 {
+                return Ok(false);
+            }
+            for (name, file) in &cut.files {
+                file.save(&dir.path().join(name)).map_err(|e| e.to_string())?;
+            }
+            let main = dir.path().join(&cut.files[0].0);
+            qemu("qemu-img", &["check", "-f", "vmdk", text(&main)]).map(|_| true)
+        });
     }
 }
 
 #[test]
 fn failures_leave_old_or_new_contents() {
     for options in WRITABLE {
-        let (requests, step) = if long() { (2000, 7) } else { (60, 9) };
-        let failures =
-            block_on(FaultTest::new(&vmdk::DRIVER, options, SIZE, 7, requests, step).run()).unwrap();
-        assert!(failures > 5, "{options}: {failures}");
+        common::fault(&vmdk::DRIVER, options, SIZE, 65536);
     }
 }
 
@@ -208,7 +209,13 @@ async fn memory(
 ) -> (Rc<dyn Image>, Rc<MemoryNode>) {
     let output = MemoryOutput::new(name);
     let options = Options::parse(options).unwrap();
-    let request = CreateRequest { output: &output, size, options: &options, backing, secret: None };
+    let request = CreateRequest {
+        output: &output,
+        size,
+        options: &options,
+        backing: backing.map(Into::into),
+        secret: None,
+    };
     let image = (vmdk::DRIVER.create.unwrap())(request).await.unwrap();
     (image, output.file(name).unwrap())
 }
@@ -340,55 +347,6 @@ fn the_redundant_directory_is_used_when_the_first_is_damaged() {
         }
         assert_ne!(first, second);
     });
-}
-
-/// A COWD extent as the specification describes it.
-fn cowd(data: &[u8]) -> Vec<u8> {
-    let grains = data.chunks(512);
-    let mut b = vec![0; 2048];
-    b[..4].copy_from_slice(b"COWD");
-    let sectors = (data.len() / 512) as u32;
-    for (at, word) in [(4, 1), (8, 3), (12, sectors), (16, 1), (20, 4), (24, 1), (28, 0)] {
-        b[at..at + 4].copy_from_slice(&u32::to_le_bytes(word));
-    }
-    let mut directory = vec![0; 512];
-    directory[..4].copy_from_slice(&5u32.to_le_bytes());
-    let (mut table, mut tail) = (vec![0; 4096 * 4], Vec::new());
-    for (n, grain) in grains.enumerate() {
-        if grain.iter().any(|&x| x != 0) {
-            let sector = 5 + 32 + (tail.len() / 512) as u32;
-            table[n * 4..n * 4 + 4].copy_from_slice(&sector.to_le_bytes());
-            tail.extend_from_slice(grain);
-        }
-    }
-    [b, directory, table, tail].concat()
-}
-
-/// A seSparse extent, its fields where QEMU's source has them.
-fn sesparse(data: &[u8], replay: u64) -> Vec<u8> {
-    let mut b = vec![0; 512];
-    let put = |b: &mut [u8], at: usize, word: u64| b[at..at + 8].copy_from_slice(&word.to_le_bytes());
-    let fields = [(0, 0xcafe_babe), (8, 0x2_0000_0001), (16, data.len() as u64 / 512), (24, 8), (32, 64)];
-    // Volatile header, directory, tables, grains.
-    let places = [(80, 1), (88, 1), (128, 2), (136, 1), (144, 3), (152, 64), (192, 128), (200, 1 << 20)];
-    for (at, word) in fields.into_iter().chain(places) {
-        put(&mut b, at, word);
-    }
-    b.resize(128 * 512, 0);
-    put(&mut b, 512, 0xcafe_cafe);
-    put(&mut b, 512 + 24, replay);
-    put(&mut b, 1024, 0x1000_0000 << 32);
-    for (n, grain) in data.chunks(4096).enumerate() {
-        let number = ((b.len() - 128 * 512) / 4096) as u64;
-        let entry = if grain.iter().all(|&x| x == 0) {
-            [0, 1 << 60, 2 << 60][n % 3]
-        } else {
-            b.extend_from_slice(grain);
-            3 << 60 | (number & 0xfff) << 48 | number >> 12
-        };
-        put(&mut b, 3 * 512 + n * 8, entry);
-    }
-    b
 }
 
 #[test]

@@ -91,13 +91,18 @@ fn connect(address: &Address) -> std::io::Result<Socket> {
 /// # Errors
 /// The server cannot be reached, refuses, or does not speak the protocol.
 pub async fn open(uri: &Uri, options: &Options) -> Result<NbdNode, Error> {
-    let failed = |e: Error| Error { context: format!("cannot open '{uri}': {}", e.context), ..e };
     let address = uri.address.clone();
     let socket = aio::blocking(move || connect(&address)).await.map_err(|source| Error {
         kind: ErrorKind::Connection,
         context: format!("cannot connect to '{uri}'"),
         source,
     })?;
+    open_on(socket, uri, options).await
+}
+
+/// Opens an export over a connection that is there.
+pub(crate) async fn open_on(socket: Socket, uri: &Uri, options: &Options) -> Result<NbdNode, Error> {
+    let failed = |e: Error| Error { context: format!("cannot open '{uri}': {}", e.context), ..e };
     let (reader, writer) = plain(socket);
     let mut handshake = Handshake { reader, writer, agreed: Agreed::default() };
     handshake.hello().await.map_err(failed)?;

@@ -143,12 +143,7 @@ pub async fn sleep(time: Duration) {
 /// # Panics
 /// If `work` panics.
 pub fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = T> {
-    let (sender, receiver) = futures_channel::oneshot::channel();
-    std::thread::spawn(move || {
-        // Nobody waits any more if this fails.
-        let _ = sender.send(work());
-    });
-    async { receiver.await.expect("work on another thread does not panic") }
+    elsewhere(work, |task| drop(std::thread::spawn(task)))
 }
 
 /// Runs `work` on one of the process's worker threads, of which there is one for each CPU.
@@ -156,10 +151,23 @@ pub fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) ->
 /// # Panics
 /// If `work` panics.
 pub fn offload<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = T> {
+    elsewhere(work, |task| rayon::spawn(task))
+}
+
+/// Runs `work` by `start`, or here if this thread does everything itself.
+fn elsewhere<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+    start: impl FnOnce(Box<dyn FnOnce() + Send>),
+) -> impl Future<Output = T> {
     let (sender, receiver) = futures_channel::oneshot::channel();
-    rayon::spawn(move || {
+    let task: Box<dyn FnOnce() + Send> = Box::new(move || {
         // Nobody waits any more if this fails.
         let _ = sender.send(work());
     });
+    if reactor::is_inline() {
+        task()
+    } else {
+        start(task)
+    }
     async { receiver.await.expect("work on another thread does not panic") }
 }

@@ -75,7 +75,8 @@ fn run((key, mut op): Work, finished: &Finished, event: &Event) {
     finished.put((key, code, op), event);
 }
 
-fn perform(op: &mut Op) -> i32 {
+/// Does an operation on this thread: its result code.
+pub fn perform(op: &mut Op) -> i32 {
     loop {
         let code = perform_once(op);
         if code >= 0 {

@@ -13,7 +13,7 @@ use futures_util::stream::FuturesUnordered;
 use slab::Slab;
 
 use super::op::Op;
-use super::pool::Pool;
+use super::pool::{Pool, perform};
 use super::ring::Ring;
 
 /// Who does a thread's I/O.
@@ -25,6 +25,9 @@ pub enum Backend {
     Ring,
     /// Threads that block.
     Threads,
+    /// The calling thread itself, which does each operation at once, and what else would be another thread's
+    /// work: for runs that must be cheap and the same every time. Nothing may wait for anything else.
+    Inline,
 }
 
 pub type Key = usize;
@@ -46,6 +49,7 @@ pub enum Entry {
 enum Driver {
     Ring(Box<Ring>),
     Pool(Pool),
+    Inline,
 }
 
 struct Reactor {
@@ -97,6 +101,7 @@ impl Local {
             Backend::Auto => Ring::new(event.clone()).map_or_else(|_| pool(), |r| Driver::Ring(Box::new(r))),
             Backend::Ring => Driver::Ring(Box::new(Ring::new(event.clone()).expect("the host has io_uring"))),
             Backend::Threads => pool(),
+            Backend::Inline => Driver::Inline,
         };
         let unpark =
             Arc::new(Unpark { woken: AtomicBool::new(true), thread: std::thread::current().id(), event });
@@ -114,6 +119,7 @@ impl Local {
         match driver {
             Driver::Ring(ring) => ring.turn(wait, &mut done),
             Driver::Pool(pool) => pool.turn(wait, &mut done),
+            Driver::Inline => assert!(!wait, "everything waits, and nothing is under way"),
         }
         drop(reactor);
         // Outside of the borrow, because a waker may run anything.
@@ -159,6 +165,11 @@ pub fn spawn(task: impl Future<Output = ()> + 'static) {
     local.unpark.wake_by_ref();
 }
 
+/// True if the calling thread does everything itself.
+pub fn is_inline() -> bool {
+    LOCAL.with(|l| l.borrow().as_ref().is_some_and(|l| matches!(l.reactor.borrow().driver, Driver::Inline)))
+}
+
 pub fn submit(op: Op, waker: Waker) -> Key {
     let local = local();
     let mut reactor = local.reactor.borrow_mut();
@@ -174,6 +185,13 @@ pub fn submit(op: Op, waker: Waker) -> Key {
         Driver::Pool(pool) => {
             slot.insert(Entry::Running { waker: Some(waker), op: None });
             pool.start(key, op);
+        }
+        Driver::Inline => {
+            let mut op = op;
+            let code = perform(&mut op);
+            slot.insert(Entry::Done { code, op });
+            drop(reactor);
+            waker.wake();
         }
     }
     key

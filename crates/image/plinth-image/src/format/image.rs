@@ -229,14 +229,6 @@ pub trait Image: Node {
         let error = unsupported(self.info(), self.format(), "change the backing image of");
         Box::pin(async { Err(error) })
     }
-    /// Forgets all that the image itself has, so that it reads as the image below does; snapshots stay.
-    ///
-    /// # Errors
-    /// [`Unsupported`](crate::ErrorKind::Unsupported) if the format cannot do it; as for a write.
-    fn make_empty(&self) -> Io<'_, ()> {
-        let error = unsupported(self.info(), self.format(), "empty");
-        Box::pin(async { Err(error) })
-    }
     /// Gives a range that has nothing yet its space. `how`: `metadata` (a place in the file), `falloc` (reserved) or
     /// `full` (written).
     ///
@@ -252,6 +244,14 @@ pub trait Image: Node {
     /// [`Unsupported`](crate::ErrorKind::Unsupported), [`Invalid`](crate::ErrorKind::Invalid); as for a write.
     fn amend<'a>(&'a self, _options: &'a Options) -> Io<'a, ()> {
         let error = unsupported(self.info(), self.format(), "change options of");
+        Box::pin(async { Err(error) })
+    }
+    /// Forgets all that the disk has in this image itself: it reads as the image below then. Snapshots stay.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) if the format cannot do it; as for a write.
+    fn make_empty(&self) -> Io<'_, ()> {
+        let error = unsupported(self.info(), self.format(), "empty");
         Box::pin(async { Err(error) })
     }
     /// Snapshots inside, if the format has them.

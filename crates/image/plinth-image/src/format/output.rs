@@ -172,6 +172,12 @@ impl MemoryOutput {
     pub fn file(&self, name: &str) -> Option<Rc<MemoryNode>> {
         self.files.borrow().get(name).cloned()
     }
+
+    /// All files and their names.
+    #[must_use]
+    pub fn files(&self) -> Vec<(String, Rc<MemoryNode>)> {
+        self.files.borrow().iter().map(|(name, node)| (name.clone(), node.clone())).collect()
+    }
 }
 
 impl Output for MemoryOutput {

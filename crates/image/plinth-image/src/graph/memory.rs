@@ -2,6 +2,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::rc::Rc;
 
 use super::{Extent, Io, IoBuf, IoData, Node, NodeInfo};
 use crate::{Error, ErrorKind};
@@ -9,11 +14,12 @@ use crate::{Error, ErrorKind};
 const PAGE: u64 = 4096;
 
 /// A sparse file in memory: like a file of the host, it reads as zeros beyond its end, and writes make it longer.
+/// Its clones share the pages that neither has changed since.
 #[derive(Clone, Debug)]
 pub struct MemoryNode {
     info: NodeInfo,
     size: Cell<u64>,
-    pages: RefCell<BTreeMap<u64, Box<[u8; PAGE as usize]>>>,
+    pages: RefCell<BTreeMap<u64, Rc<[u8; PAGE as usize]>>>,
     /// Bytes that it may have, so that a program's mistake does not fill the host's memory.
     limit: u64,
 }
@@ -56,6 +62,21 @@ impl MemoryNode {
         all
     }
 
+    /// Writes everything to a file of the host, which becomes sparse as this is.
+    ///
+    /// # Errors
+    /// As for writing a file.
+    pub fn save(&self, path: &Path) -> io::Result<()> {
+        let file = File::create(path)?;
+        for (&n, page) in self.pages.borrow().iter() {
+            let end = (n * PAGE + PAGE).min(self.size.get());
+            if end > n * PAGE {
+                file.write_all_at(&page[..(end - n * PAGE) as usize], n * PAGE)?;
+            }
+        }
+        file.set_len(self.size.get())
+    }
+
     /// Copies out; zeros beyond the end.
     pub fn get(&self, offset: u64, out: &mut [u8]) {
         out.fill(0);
@@ -76,7 +97,7 @@ impl MemoryNode {
         while at < end {
             let n = at / PAGE;
             let to = ((n + 1) * PAGE).min(end);
-            let page = pages.entry(n).or_insert_with(|| Box::new([0; PAGE as usize]));
+            let page = Rc::make_mut(pages.entry(n).or_insert_with(|| Rc::new([0; PAGE as usize])));
             page[(at - n * PAGE) as usize..(to - n * PAGE) as usize]
                 .copy_from_slice(&bytes[(at - offset) as usize..(to - offset) as usize]);
             at = to;
@@ -97,7 +118,7 @@ impl MemoryNode {
             if to - from == PAGE {
                 pages.remove(&n);
             } else if let Some(page) = pages.get_mut(&n) {
-                page[(from - n * PAGE) as usize..(to - n * PAGE) as usize].fill(0);
+                Rc::make_mut(page)[(from - n * PAGE) as usize..(to - n * PAGE) as usize].fill(0);
             }
         }
     }

@@ -4,12 +4,14 @@ use futures_util::stream::{self, TryStreamExt};
 
 use super::plan::{Kind, Plan};
 use super::{CopyOptions, CopyReport, copy};
+use crate::format::image::unsupported;
 use crate::format::{Image, Progress};
 use crate::graph::{IoBuf, IoData, Node, is_zero, write_zero_bytes};
 use crate::{Error, SECTOR};
 
 /// Writes what an image itself has into the image below it, `base`, which becomes longer if it has to. `top` is open
-/// without what is below. It is not changed: it reads the same over the changed base.
+/// without what is below. It is not changed: it reads the same over the changed base, also when it is
+/// [made empty](Image::make_empty) then.
 ///
 /// # Errors
 /// The images'.
@@ -29,10 +31,10 @@ const IN_FLIGHT: usize = 8;
 
 /// Copies into `top`, which is open over its old base, whatever `new` does not have in the same way, so that `top`
 /// reads the same over `new`. The link is not changed. Bytes behind the end of `new`, and all of them without one,
-/// read as zeros. `compress`: what is copied is written in compressed clusters, where the format has them.
+/// read as zeros. With `compress`, whole clusters are written compressed.
 ///
 /// # Errors
-/// The images'.
+/// The images'; [`Unsupported`](crate::ErrorKind::Unsupported) if `top` is to compress and its format cannot.
 pub async fn rebase_safe(
     top: &dyn Image,
     new: Option<&dyn Node>,
@@ -40,9 +42,11 @@ pub async fn rebase_safe(
     progress: &Progress,
 ) -> Result<CopyReport, Error> {
     progress.total.set(top.size());
-    let grain = top.describe().cluster_size.filter(|c| c.is_power_of_two() && *c <= PIECE).unwrap_or(SECTOR);
+    let cluster = top.describe().cluster_size.filter(|c| c.is_power_of_two());
+    let grain = cluster.filter(|&c| compress || c <= PIECE).unwrap_or(SECTOR);
+    let piece = PIECE.max(if compress { grain } else { 0 });
     // What this image has itself stays as it is; everything else is looked at.
-    let plan = Plan::new(top, 0..top.size(), SECTOR, PIECE, Some(1));
+    let plan = Plan::new(top, 0..top.size(), SECTOR, piece, Some(1));
     let runs = stream::try_unfold(&plan, async |plan| {
         let Some(run) = plan.next().await? else { return Ok(None) };
         Ok::<_, Error>(Some((run, plan)))
@@ -55,9 +59,9 @@ pub async fn rebase_safe(
             continue;
         }
         let end = run.offset + run.len;
-        let pieces = (run.offset / PIECE..end.div_ceil(PIECE)).map(|n| {
-            let from = (n * PIECE).max(run.offset);
-            Ok((from, ((n + 1) * PIECE).min(end)))
+        let pieces = (run.offset / piece..end.div_ceil(piece)).map(|n| {
+            let from = (n * piece).max(run.offset);
+            Ok((from, ((n + 1) * piece).min(end)))
         });
         let copied = stream::iter(pieces)
             .map_ok(async |(from, to)| {
@@ -76,37 +80,33 @@ pub async fn rebase_safe(
     Ok(report)
 }
 
-/// Copies what the new base does not have.
+/// Writes to `top` what it reads, where `new` reads something else.
 struct Keeper<'a> {
     top: &'a dyn Image,
     new: Option<&'a dyn Node>,
-    /// Bytes that are written at once at least.
     grain: u64,
     compress: bool,
 }
 
-/// True if a range is known to read as zeros, as far as the node reaches.
-async fn is_known_zero(node: &dyn Node, from: u64, to: u64) -> Result<bool, Error> {
-    let mut at = from;
-    let end = to.min(node.size());
-    while at < end {
-        let extent = node.status(at, end - at).await?;
-        if !extent.zero && extent.present {
-            return Ok(false);
-        }
-        at += extent.len.max(1);
-    }
-    Ok(true)
-}
-
 impl Keeper<'_> {
-    /// Writes to the image what it reads in a range, where the new base reads something else.
     async fn keep(&self, from: u64, to: u64) -> Result<u64, Error> {
+        let known_zero = async |node: &dyn Node| {
+            let mut at = from;
+            let end = to.min(node.size());
+            while at < end {
+                let extent = node.status(at, end - at).await?;
+                if !extent.zero && extent.present {
+                    return Ok::<_, Error>(false);
+                }
+                at += extent.len.max(1);
+            }
+            Ok(true)
+        };
         let new_zero = match self.new {
-            Some(node) => is_known_zero(node, from, to).await?,
+            Some(node) => known_zero(node).await?,
             None => true,
         };
-        if new_zero && is_known_zero(self.top, from, to).await? {
+        if new_zero && known_zero(self.top).await? {
             return Ok(0);
         }
         let old = self.top.read(from, IoBuf::new((to - from) as usize)).await?.freeze();
@@ -142,23 +142,6 @@ impl Keeper<'_> {
         Ok(written)
     }
 
-    async fn write(&self, place: u64, data: IoData) -> Result<(), Error> {
-        if is_zero(&data) {
-            return self.write_zeros(place, data.len() as u64).await;
-        }
-        if !self.compress {
-            return self.top.write(place, data).await;
-        }
-        for at in (0..data.len()).step_by(self.grain as usize) {
-            let part = data.slice(at..(at + self.grain as usize).min(data.len()));
-            match self.top.write_compressed(place + at as u64, part.clone()) {
-                Some(write) => write.await?,
-                None => self.top.write(place + at as u64, part).await?,
-            }
-        }
-        Ok(())
-    }
-
     /// Zeros that are the image's own: where nothing is below now, no note of them may be needed, but later one is.
     async fn write_zeros(&self, place: u64, len: u64) -> Result<(), Error> {
         self.top.write_zeroes(place, len, false).await?;
@@ -171,6 +154,32 @@ impl Keeper<'_> {
                 write_zero_bytes(self.top, at, n).await?;
             }
             at += n;
+        }
+        Ok(())
+    }
+
+    async fn write(&self, mut at: u64, mut data: IoData) -> Result<(), Error> {
+        if is_zero(&data) {
+            return self.write_zeros(at, data.len() as u64).await;
+        }
+        if !self.compress {
+            return self.top.write(at, data).await;
+        }
+        while !data.is_empty() {
+            let n = (self.grain - at % self.grain).min(data.len() as u64);
+            let rest = data.slice(n as usize..);
+            data = data.slice(..n as usize);
+            let whole = n == self.grain || (at.is_multiple_of(self.grain) && at + n == self.top.size());
+            if is_zero(&data) {
+                self.write_zeros(at, n).await?;
+            } else if whole {
+                let packed = self.top.write_compressed(at, data);
+                packed.ok_or_else(|| unsupported(self.top.info(), self.top.format(), "compress in"))?.await?;
+            } else {
+                // Something of its cluster is in the image already.
+                self.top.write(at, data).await?;
+            }
+            (at, data) = (at + n, rest);
         }
         Ok(())
     }

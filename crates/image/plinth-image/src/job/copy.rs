@@ -65,8 +65,6 @@ pub struct CopyReport {
 
 /// Granularity in which zeros are looked for, at least.
 const GRAIN: u64 = 4096;
-/// The largest clusters that are written as a whole. Formats with larger ones know what they have by the sector.
-const MAX_CLUSTER: u64 = 2 << 20;
 /// Unreadable ranges that are reported.
 const MAX_UNREADABLE: usize = 1000;
 
@@ -104,14 +102,8 @@ pub async fn copy(
     progress: &Progress,
 ) -> Result<CopyReport, Error> {
     let cluster = target.describe().cluster_size.filter(|c| c.is_power_of_two()).unwrap_or(GRAIN);
-    // Over something below, whole clusters are written: a new image has not opened what is below it, and would
-    // fill the rest of a cluster with something else. The source has all of the cluster, whatever layer it is from.
-    let align = match (options.compress, options.layers) {
-        (true, _) => cluster,
-        (_, Some(_)) => cluster.clamp(GRAIN, MAX_CLUSTER),
-        // What is written of a cluster at once needs no second look at it.
-        _ => cluster.clamp(GRAIN, 64 << 10),
-    };
+    // What is written of a cluster at once needs no second look at it.
+    let align = if options.compress { cluster } else { cluster.clamp(GRAIN, 64 << 10) };
     let copier = Copier {
         source,
         target,

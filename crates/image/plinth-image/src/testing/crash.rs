@@ -1,4 +1,4 @@
-//! Power cuts, and requests that fail.
+//! Power cuts.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -21,52 +21,102 @@ pub struct Cut {
     pub at: usize,
 }
 
-/// What a cut at `at` leaves: everything that a flush covered, and of the rest a random part, torn at sectors.
-#[must_use]
-pub fn cut(names: &[String], records: &[Record], at: usize, random: &mut Random) -> Cut {
-    let mut done = HashMap::new();
-    for (n, record) in records[..at].iter().enumerate() {
-        if let Record::Done { id } = record {
-            done.insert(*id, n);
-        }
-    }
-    // For each file, the latest time up to which everything completed is safe.
-    let mut safe = vec![0; names.len()];
-    for (n, record) in records[..at].iter().enumerate() {
-        if let Record::FlushStart { id, file } = record
-            && done.contains_key(id)
-        {
-            safe[*file] = n;
-        }
-    }
-    let files: Vec<_> = names.iter().map(|name| (name.clone(), MemoryNode::new(name))).collect();
-    let is_safe = |id: &u64, file: &usize| done.get(id).is_some_and(|&d| d < safe[*file]);
-    // A cut loses nothing, everything, or about a half of what is not safe.
-    let keep = random.below(4);
-    // What is safe in the order of its completion, and the rest in any order that respects submission.
-    for want_safe in [true, false] {
-        for record in &records[..at] {
-            let (Record::Write { id, file, .. }
-            | Record::Zero { id, file, .. }
-            | Record::Resize { id, file, .. }) = record
-            else {
-                continue;
-            };
-            if is_safe(id, file) != want_safe {
-                continue;
+/// Power cuts at random points of a record, the earliest first. Each leaves everything that a flush covered, and
+/// of the rest a random part, torn at sectors.
+pub struct Cuts<'a> {
+    names: &'a [String],
+    records: &'a [Record],
+    /// When each request was complete.
+    done: HashMap<u64, usize>,
+    /// The cuts to come, the last one first.
+    places: Vec<usize>,
+    /// What follows is as of this time.
+    now: usize,
+    /// For each file, the latest time up to which all that completed is safe; and what is safe.
+    safe: Vec<usize>,
+    files: Vec<MemoryNode>,
+    flushes: HashMap<u64, (usize, usize)>,
+    /// Changes that are not safe, in the order of their submission.
+    unsafe_changes: Vec<usize>,
+    random: Random,
+}
+
+impl<'a> Cuts<'a> {
+    /// So many cuts of the work that began at `begin`.
+    #[must_use]
+    pub fn new(
+        names: &'a [String],
+        records: &'a [Record],
+        begin: usize,
+        cuts: usize,
+        mut random: Random,
+    ) -> Self {
+        let mut done = HashMap::new();
+        for (n, record) in records.iter().enumerate() {
+            if let Record::Done { id } = record {
+                done.insert(*id, n);
             }
+        }
+        let mut places: Vec<_> =
+            (0..cuts).map(|_| begin + random.below((records.len() - begin + 1) as u64) as usize).collect();
+        places.sort_unstable_by(|a, b| b.cmp(a));
+        let files = names.iter().map(|name| MemoryNode::new(name)).collect();
+        let (safe, flushes, unsafe_changes) = (vec![0; names.len()], HashMap::new(), Vec::new());
+        Self { names, records, done, places, now: 0, safe, files, flushes, unsafe_changes, random }
+    }
+
+    /// Takes what happened until `at` into account.
+    fn advance(&mut self, at: usize) {
+        for n in self.now..at {
+            match &self.records[n] {
+                Record::Write { .. } | Record::Zero { .. } | Record::Resize { .. } => {
+                    self.unsafe_changes.push(n);
+                }
+                Record::FlushStart { id, file } => drop(self.flushes.insert(*id, (n, *file))),
+                Record::Done { id } => {
+                    if let Some((start, file)) = self.flushes.remove(id) {
+                        self.safe[file] = self.safe[file].max(start);
+                    }
+                }
+                Record::Tick => {}
+            }
+        }
+        self.now = at;
+        let Self { records, done, safe, files, random, .. } = self;
+        self.unsafe_changes.retain(|&n| {
+            let Some((id, file)) = records[n].change() else { return false };
+            let is_safe = done.get(&id).is_some_and(|&d| d < safe[file]);
+            if is_safe {
+                apply(&records[n], &files[file], false, random);
+            }
+            !is_safe
+        });
+    }
+}
+
+impl Iterator for Cuts<'_> {
+    type Item = Cut;
+
+    fn next(&mut self) -> Option<Cut> {
+        let at = self.places.pop()?;
+        self.advance(at);
+        let files: Vec<_> = self.names.iter().cloned().zip(self.files.iter().cloned()).collect();
+        // A cut loses nothing, everything, or about a half of what is not safe.
+        let keep = self.random.below(4);
+        for &n in &self.unsafe_changes {
+            let Some((_, file)) = self.records[n].change() else { continue };
             let kept = match keep {
-                _ if want_safe => true,
                 0 => false,
                 1 => true,
-                _ => random.one_in(2),
+                _ => self.random.one_in(2),
             };
             if kept {
-                apply(record, &files[*file].1, !want_safe && random.one_in(5), random);
+                let torn = self.random.one_in(5);
+                apply(&self.records[n], &files[file].1, torn, &mut self.random);
             }
         }
+        Some(Cut { files, at })
     }
-    Cut { files, at }
 }
 
 fn apply(record: &Record, file: &MemoryNode, torn: bool, random: &mut Random) {
@@ -102,7 +152,7 @@ pub struct Subject {
 }
 
 impl Subject {
-    async fn create(&self, world: &World) -> Result<Rc<dyn Image>, Error> {
+    pub(super) async fn create(&self, world: &World) -> Result<Rc<dyn Image>, Error> {
         let output = SimOutput { name: NAME.to_owned(), world: world.clone(), count: Rc::new(Cell::new(0)) };
         let options = Options::parse(&self.options)?;
         options.check(self.driver.options)?;
@@ -119,7 +169,7 @@ impl Subject {
         Ok(image)
     }
 
-    async fn open(&self, world: &World) -> Result<Rc<dyn Image>, Error> {
+    pub(super) async fn open(&self, world: &World) -> Result<Rc<dyn Image>, Error> {
         let file = world.file(NAME).expect("there is an image");
         let options = OpenOptions {
             format: Some(self.driver.format),
@@ -130,7 +180,12 @@ impl Subject {
     }
 
     /// Checks an image that was opened again, and its contents.
-    async fn judge(&self, image: &dyn Image, shadow: &Shadow, cut: Option<usize>) -> Result<(), String> {
+    pub(super) async fn judge(
+        &self,
+        image: &dyn Image,
+        shadow: &Shadow,
+        cut: Option<usize>,
+    ) -> Result<(), String> {
         shadow.verify(image, cut).await?;
         if let Some(report) = check(image).await?
             && !report.is_clean()
@@ -182,10 +237,9 @@ impl CrashTest {
         shadow.verify(&*image, None).await?;
         image.close().await.map_err(|e| e.to_string())?;
         let (records, names) = (world.records(), world.names());
-        let mut random = Random::new(self.work.seed ^ 0x5eed);
-        for n in 0..self.cuts {
-            let at = begin + random.below((records.len() - begin + 1) as u64) as usize;
-            let cut = cut(&names, &records, at, &mut random);
+        let random = Random::new(self.work.seed ^ 0x5eed);
+        for (n, cut) in Cuts::new(&names, &records, begin, self.cuts, random).enumerate() {
+            let at = cut.at;
             let failed = |e: String| {
                 let Subject { driver, options, .. } = &self.subject;
                 format!("{} ({options}), seed {}, cut {n} at {at}: {e}", driver.format, self.work.seed)
@@ -201,72 +255,5 @@ impl CrashTest {
             image.close().await.map_err(|e| failed(e.to_string()))?;
         }
         Ok(())
-    }
-}
-
-/// The same work again and again, with another request failing each time.
-#[derive(Clone)]
-pub struct FaultTest {
-    /// What is tested.
-    pub subject: Subject,
-    /// The work.
-    pub work: Workload,
-    /// Requests to the files that are skipped between two failures: 1 lets each fail.
-    pub step: u64,
-}
-
-impl FaultTest {
-    /// Work for one format and its options, on a disk of `size` bytes.
-    #[must_use]
-    pub fn new(
-        driver: &'static Driver,
-        options: &str,
-        size: u64,
-        seed: u64,
-        requests: usize,
-        step: u64,
-    ) -> Self {
-        let subject = Subject { driver, options: options.to_owned(), size, secret: None };
-        let work = Workload { may_fail: true, ..Workload::new(seed, requests) };
-        Self { subject, work, step }
-    }
-
-    /// Does it all; how many requests failed.
-    ///
-    /// # Errors
-    /// What was wrong after which failure.
-    pub async fn run(&self) -> Result<u64, String> {
-        let mut n = 0;
-        let mut failures = 0;
-        loop {
-            let failed = |e: String| {
-                let Subject { driver, options, .. } = &self.subject;
-                format!("{} ({options}), seed {}, failure of request {n}: {e}", driver.format, self.work.seed)
-            };
-            let mut world = World::new(self.work.seed);
-            world.record = false;
-            let image = self.subject.create(&world).await.map_err(|e| failed(e.to_string()))?;
-            world.fail_after(Some(n));
-            let shadow = Shadow::default();
-            let clock = Cell::new(0);
-            let now = || {
-                clock.set(clock.get() + 1);
-                clock.get()
-            };
-            self.work.run(&*image, &shadow, &now).await.map_err(failed)?;
-            // The end of the work fails too, if it comes to that.
-            let _ = image.flush().await;
-            if !world.has_failed() {
-                return Ok(failures);
-            }
-            failures += 1;
-            world.fail_after(None);
-            shadow.verify(&*image, None).await.map_err(failed)?;
-            image.close().await.map_err(|e| failed(e.to_string()))?;
-            drop(image);
-            let image = self.subject.open(&world).await.map_err(|e| failed(e.to_string()))?;
-            self.subject.judge(&*image, &shadow, None).await.map_err(failed)?;
-            n += self.step;
-        }
     }
 }

@@ -2,10 +2,13 @@
 //! is known sector by sector. All of it is deterministic for a seed.
 
 mod crash;
+mod fault;
+pub mod samples;
 mod sim;
 mod workload;
 
-pub use crash::{CrashTest, Cut, FaultTest, Subject, cut};
+pub use crash::{CrashTest, Cut, Cuts, Subject};
+pub use fault::{FaultCount, FaultTest, Faults};
 pub use sim::{Record, SimNode, SimOutput, World};
 pub use workload::{Shadow, Workload};
 

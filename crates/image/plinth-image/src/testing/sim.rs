@@ -28,14 +28,43 @@ pub enum Record {
     Tick,
 }
 
+impl Record {
+    /// The request and the file, if it changes one.
+    #[must_use]
+    pub fn change(&self) -> Option<(u64, usize)> {
+        match self {
+            Self::Write { id, file, .. } | Self::Zero { id, file, .. } | Self::Resize { id, file, .. } => {
+                Some((*id, *file))
+            }
+            Self::Done { .. } | Self::FlushStart { .. } | Self::Tick => None,
+        }
+    }
+}
+
+/// How a request fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    /// EIO, and nothing was done.
+    Io,
+    /// ENOSPC, and nothing was done.
+    NoSpace,
+    /// A part was done, and no more can be.
+    Short,
+    /// All was done, but the answer was lost, as by EINTR.
+    Interrupted,
+}
+
 #[derive(Debug)]
 struct State {
     random: Random,
     records: Vec<Record>,
     next: u64,
-    /// Requests so far that can fail, and which of them does.
+    /// Requests so far that can fail, which of them does next, and how many requests later another one does.
     requests: u64,
     fail_at: Option<u64>,
+    fail_step: Option<u64>,
+    /// How many failed.
+    failures: u64,
     names: Vec<String>,
 }
 
@@ -60,15 +89,24 @@ impl World {
             next: 0,
             requests: 0,
             fail_at: None,
+            fail_step: None,
+            failures: 0,
             names: Vec::new(),
         };
         Self { state: Rc::new(RefCell::new(state)), files: Rc::default(), slow: true, record: true }
     }
 
-    /// Lets the `n`th request from now on fail (0: the next).
+    /// Lets the `n`th request from now on fail (0: the next), and no other.
     pub fn fail_after(&self, n: Option<u64>) {
         let mut state = self.state.borrow_mut();
         state.fail_at = n.map(|n| state.requests + n);
+        state.fail_step = None;
+    }
+
+    /// Lets the `n`th request from now on fail, and every `step`th after it.
+    pub fn fail_every(&self, n: u64, step: u64) {
+        self.fail_after(Some(n));
+        self.state.borrow_mut().fail_step = Some(step);
     }
 
     /// Requests so far.
@@ -77,11 +115,10 @@ impl World {
         self.state.borrow().requests
     }
 
-    /// True if the request that was to fail has come.
+    /// How many requests failed.
     #[must_use]
-    pub fn has_failed(&self) -> bool {
-        let state = self.state.borrow();
-        state.fail_at.is_some_and(|n| state.requests > n)
+    pub fn failures(&self) -> u64 {
+        self.state.borrow().failures
     }
 
     /// Length of the record.
@@ -143,16 +180,23 @@ impl World {
         }
     }
 
-    /// Counts a request; an error if it is the one to fail.
-    fn count(&self, name: &str) -> Result<(), Error> {
+    /// Counts a request: whether and how it is to fail.
+    fn count(&self) -> Option<Failure> {
         let mut state = self.state.borrow_mut();
         let n = state.requests;
         state.requests += 1;
-        if state.fail_at == Some(n) {
-            let kind = if state.random.one_in(2) { ErrorKind::Io } else { ErrorKind::NoSpace };
-            return Err(Error::new(kind, format!("cannot use '{name}'"), "the test says so"));
+        if state.fail_at != Some(n) {
+            return None;
         }
-        Ok(())
+        state.fail_at = state.fail_step.map(|step| n + step);
+        state.failures += 1;
+        // Each kind in turn, whatever the distance between failures.
+        Some(match (n + state.failures) % 4 {
+            0 => Failure::Io,
+            1 => Failure::NoSpace,
+            2 => Failure::Short,
+            _ => Failure::Interrupted,
+        })
     }
 
     /// Lets others go first, a random number of times.
@@ -183,21 +227,37 @@ pub struct SimNode {
 }
 
 impl SimNode {
-    /// One request that changes the file. A write that fails may have changed any of its sectors.
+    fn failed(&self, how: Failure) -> Error {
+        let kind = if how == Failure::NoSpace { ErrorKind::NoSpace } else { ErrorKind::Io };
+        let context = format!("cannot use '{}'", self.memory.info().name);
+        Error::new(kind, context, format!("the test says so ({how:?})"))
+    }
+
+    /// One request that changes the file. A write that fails may have changed any of its sectors. `apply` is told
+    /// how many halves of it to do.
     async fn change(
         &self,
         record: impl FnOnce(u64) -> Record,
-        apply: impl FnOnce(&MemoryNode, bool),
+        apply: impl FnOnce(&MemoryNode, u64),
     ) -> Result<(), Error> {
         let w = &self.world;
         let id = w.log(record);
         w.delay().await;
-        let result = w.count(&self.memory.info().name);
-        apply(&self.memory, result.is_ok());
+        let failure = w.count();
+        let halves = match failure {
+            None | Some(Failure::Interrupted) => 2,
+            Some(Failure::Short) => 1,
+            Some(Failure::Io | Failure::NoSpace) => 0,
+        };
+        apply(&self.memory, halves);
         w.delay().await;
-        result?;
-        w.done(id);
-        Ok(())
+        match failure {
+            Some(how) => Err(self.failed(how)),
+            None => {
+                w.done(id);
+                Ok(())
+            }
+        }
     }
 }
 
@@ -213,7 +273,9 @@ impl Node for SimNode {
     fn read(&self, offset: u64, mut buf: IoBuf) -> Io<'_, IoBuf> {
         Box::pin(async move {
             self.world.delay().await;
-            self.world.count(&self.info().name)?;
+            if let Some(how) = self.world.count() {
+                return Err(self.failed(how));
+            }
             self.memory.get(offset, &mut buf);
             self.world.delay().await;
             Ok(buf)
@@ -225,9 +287,11 @@ impl Node for SimNode {
             let (file, copy) = (self.number, data.clone());
             self.change(
                 |id| Record::Write { id, file, offset, data: copy },
-                |memory, all| {
-                    let n = if all { data.len() } else { data.len() / 1024 * 512 };
-                    memory.put(offset, &data[..n]);
+                |memory, halves| {
+                    let n = if halves == 2 { data.len() } else { data.len() / 1024 * 512 * halves as usize };
+                    if n > 0 {
+                        memory.put(offset, &data[..n]);
+                    }
                 },
             )
             .await
@@ -239,8 +303,9 @@ impl Node for SimNode {
             let file = self.number;
             self.change(
                 |id| Record::Zero { id, file, offset, len },
-                |memory, all| {
-                    if all {
+                |memory, halves| {
+                    let len = if halves == 2 { len } else { len / 1024 * 512 * halves };
+                    if len > 0 {
                         memory.clear(offset, len);
                         memory.set_size(memory.size().max(offset + len));
                     }
@@ -271,8 +336,8 @@ impl Node for SimNode {
             let file = self.number;
             self.change(
                 |id| Record::Resize { id, file, size },
-                |memory, all| {
-                    if all {
+                |memory, halves| {
+                    if halves == 2 {
                         memory.set_size(size);
                     }
                 },

@@ -1,6 +1,6 @@
 //! Random work on a disk, with a shadow that knows what each sector may hold.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
 use futures_util::StreamExt;
@@ -8,7 +8,7 @@ use futures_util::stream::FuturesUnordered;
 
 use super::Random;
 use crate::SECTOR;
-use crate::graph::{IoBuf, IoData, Node};
+use crate::graph::{IoBuf, IoData, Node, is_zero};
 
 /// A sector's contents: zeros, or a stamp that is unique to the write.
 type Stamp = u64;
@@ -32,6 +32,8 @@ pub struct Shadow {
     pub below: HashMap<u64, Vec<u8>>,
     /// Flushes: when submitted, when complete.
     flushes: RefCell<Vec<(usize, usize)>>,
+    /// Requests that failed.
+    failed: Cell<u64>,
 }
 
 fn fill(sector: u64, stamp: Stamp, out: &mut [u8]) {
@@ -44,6 +46,21 @@ fn fill(sector: u64, stamp: Stamp, out: &mut [u8]) {
         bytes[..8].copy_from_slice(&(stamp ^ (n as u64) << 56).to_le_bytes());
         bytes[8..].copy_from_slice(&sector.to_le_bytes());
         word.copy_from_slice(&bytes[..word.len()]);
+    }
+}
+
+/// True if [`fill`] gives these bytes.
+fn holds(sector: u64, stamp: Stamp, bytes: &[u8]) -> bool {
+    if stamp == 0 {
+        return is_zero(bytes);
+    }
+    let mut want = [0; SECTOR as usize];
+    let want = &mut want[..bytes.len()];
+    // The first words tell most that differ.
+    fill(sector, stamp, &mut want[..16]);
+    want[..16] == bytes[..16] && {
+        fill(sector, stamp, want);
+        want == bytes
     }
 }
 
@@ -63,41 +80,44 @@ impl Shadow {
 
     fn is(&self, sector: u64, stamp: Option<Stamp>, bytes: &[u8]) -> bool {
         match stamp {
-            Some(stamp) => {
-                let mut want = vec![0; bytes.len()];
-                fill(sector, stamp, &mut want);
-                want == bytes
-            }
+            Some(stamp) => holds(sector, stamp, bytes),
             None => match self.below.get(&sector) {
                 Some(below) => below == bytes,
-                None => bytes.iter().all(|&b| b == 0),
+                None => is_zero(bytes),
             },
         }
     }
 
     /// True if a sector may hold `bytes` now: the last value that was completed, or one that failed since.
     fn allows(&self, sector: u64, bytes: &[u8]) -> bool {
-        let sectors = self.sectors.borrow();
-        let values = sectors.get(&sector).map_or(&[][..], Vec::as_slice);
-        let last = values.iter().rposition(|v| v.completed.is_some());
-        let later = &values[last.map_or(0, |n| n + 1)..];
-        self.is(sector, last.map(|n| values[n].stamp), bytes)
-            || later.iter().any(|v| self.is(sector, Some(v.stamp), bytes))
+        self.allows_at(sector, bytes, None)
     }
 
-    /// True if a sector may hold `bytes` after a power cut at time `cut`: the last value that a flush covered,
-    /// or any that was submitted later.
-    #[must_use]
-    pub fn allows_after_cut(&self, sector: u64, bytes: &[u8], cut: usize) -> bool {
-        let flushes = self.flushes.borrow();
-        let safe = flushes.iter().filter(|f| f.1 <= cut).map(|f| f.0).max();
+    /// When the last flush was submitted that was complete at time `cut`.
+    fn safe_at(&self, cut: usize) -> Option<usize> {
+        self.flushes.borrow().iter().filter(|f| f.1 <= cut).map(|f| f.0).max()
+    }
+
+    /// With a power cut at the second time of `cut`: the last value that a flush covered, which was submitted at
+    /// the first, or any that was submitted later.
+    fn allows_at(&self, sector: u64, bytes: &[u8], cut: Option<(Option<usize>, usize)>) -> bool {
         let sectors = self.sectors.borrow();
         let values = sectors.get(&sector).map_or(&[][..], Vec::as_slice);
-        let covered = |v: &Value| v.completed.is_some_and(|c| safe.is_some_and(|s| c <= s));
+        let covered = |v: &Value| match cut {
+            Some((safe, _)) => v.completed.is_some_and(|c| safe.is_some_and(|s| c <= s)),
+            None => v.completed.is_some(),
+        };
         let last = values.iter().rposition(covered);
         let later = &values[last.map_or(0, |n| n + 1)..];
+        let begun = |v: &Value| cut.is_none_or(|(_, cut)| v.submitted <= cut);
         self.is(sector, last.map(|n| values[n].stamp), bytes)
-            || later.iter().any(|v| v.submitted <= cut && self.is(sector, Some(v.stamp), bytes))
+            || later.iter().any(|v| begun(v) && self.is(sector, Some(v.stamp), bytes))
+    }
+
+    /// Requests that failed.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.failed.get()
     }
 
     /// Reads the whole disk and compares; with `cut`, with what is legal after a power cut then.
@@ -107,16 +127,13 @@ impl Shadow {
     pub async fn verify(&self, disk: &dyn Node, cut: Option<usize>) -> Result<(), String> {
         const AT_ONCE: u64 = 1 << 20;
         let mut at = 0;
+        let cut = cut.map(|cut| (self.safe_at(cut), cut));
         while at < disk.size() {
             let n = AT_ONCE.min(disk.size() - at);
             let data = disk.read(at, IoBuf::new(n as usize)).await.map_err(|e| e.to_string())?;
             for (i, bytes) in data.chunks(SECTOR as usize).enumerate() {
                 let sector = at / SECTOR + i as u64;
-                let right = match cut {
-                    Some(cut) => self.allows_after_cut(sector, bytes, cut),
-                    None => self.allows(sector, bytes),
-                };
-                if !right {
+                if !self.allows_at(sector, bytes, cut) {
                     let values = self.sectors.borrow().get(&sector).cloned();
                     return Err(format!(
                         "sector {sector} holds {:02x?}..., not one of {values:x?}",
@@ -282,7 +299,11 @@ impl Workload {
         }
         match result {
             Err(e) if !self.may_fail => Err(format!("a request failed: {e}")),
-            _ => Ok(()),
+            Err(_) => {
+                shadow.failed.set(shadow.failed.get() + 1);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
     }
 }

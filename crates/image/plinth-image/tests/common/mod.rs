@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
+use std::time::Instant;
 
 use plinth_host::aio::block_on;
 use plinth_image::format::{
@@ -12,7 +13,9 @@ use plinth_image::format::{
     OutputFiles, Progress, Repair, open,
 };
 use plinth_image::graph::{Cache, IoBuf, IoData, MemoryNode, Node};
-use plinth_image::testing::{CrashTest, FaultTest, Random, Shadow, SimOutput, Workload, World, cut};
+use plinth_image::testing::{
+    CrashTest, Cut, Cuts, FaultCount, FaultTest, Faults, Random, Shadow, SimOutput, Subject, Workload, World,
+};
 use plinth_image::{Error, SECTOR};
 
 /// True in the long run.
@@ -20,22 +23,67 @@ pub fn long() -> bool {
     std::env::var_os("PLINTH_LONG").is_some()
 }
 
+/// What is tested, without a passphrase.
+pub fn subject(driver: &'static Driver, options: &str, size: u64) -> Subject {
+    Subject { driver, options: options.to_owned(), size, secret: None }
+}
+
 /// Power cuts for one format and one set of options.
 pub fn crash(driver: &'static Driver, options: &str, size: u64, cluster: u64) {
-    let (seeds, cuts) = if long() { (40, 50) } else { (3, 12) };
+    crash_seen(&subject(driver, options, size), cluster, |_| Ok(false));
+}
+
+/// As [`crash`]; `look` sees the files before they are opened, and tells if the peer's checker has judged them.
+pub fn crash_seen(subject: &Subject, cluster: u64, mut look: impl FnMut(&Cut) -> Result<bool, String>) {
+    let (seeds, cuts) = if long() { (26, 80) } else { (3, 12) };
+    let begin = Instant::now();
+    let mut seen = 0;
     for seed in 1..=seeds {
-        let mut test = CrashTest::new(driver, options, size, seed, cuts);
-        test.work.cluster = cluster;
-        block_on(test.run(|_| Ok(()))).unwrap();
+        let test = CrashTest {
+            subject: subject.clone(),
+            work: Workload { cluster, ..Workload::new(seed, 150) },
+            cuts,
+        };
+        block_on(test.run(|cut| look(cut).map(|l| seen += u32::from(l)))).unwrap();
     }
+    println!(
+        "crash: {} ({}): {} cuts, {seen} seen by the peer's checker, {:.1} s",
+        subject.driver.format,
+        subject.options,
+        seeds * cuts as u64,
+        begin.elapsed().as_secs_f64()
+    );
 }
 
 /// Failing requests for one format and one set of options.
 pub fn fault(driver: &'static Driver, options: &str, size: u64, cluster: u64) {
-    let (requests, step) = if long() { (2000, 97) } else { (60, 3) };
-    let mut test = FaultTest::new(driver, options, size, 7, requests, step);
-    test.work.cluster = cluster;
-    assert!(block_on(test.run()).unwrap() > 20);
+    fault_of(&subject(driver, options, size), cluster);
+}
+
+/// As [`fault`].
+pub fn fault_of(subject: &Subject, cluster: u64) {
+    // Each request fails once; and in the long run one alone now and then.
+    let modes = if long() {
+        [(2000, Faults::Spaced { step: 60 }), (2000, Faults::Single { step: 499 })]
+    } else {
+        [(60, Faults::Spaced { step: 9 }), (30, Faults::Single { step: 13 })]
+    };
+    for (requests, faults) in modes {
+        let begin = Instant::now();
+        let mut work = Workload::new(7, requests);
+        (work.cluster, work.may_fail) = (cluster, true);
+        let test = FaultTest { subject: subject.clone(), work, faults };
+        let FaultCount { runs, failures, requests, refused } = block_on(test.run()).unwrap();
+        println!(
+            "fault: {} ({}), {faults:?}: {failures} I/Os failed in {runs} runs, and with them {refused} of \
+             {requests} requests, {:.1} s",
+            subject.driver.format,
+            subject.options,
+            begin.elapsed().as_secs_f64()
+        );
+        // A disk that refuses everything after an error would pass, and prove nothing.
+        assert!(failures > 1 && refused * 2 < requests, "{failures} {refused} {requests}");
+    }
 }
 
 /// Makes an image in a world.
@@ -50,7 +98,13 @@ pub async fn create_in(
     let output = SimOutput { name: name.to_owned(), world: world.clone(), count: Rc::new(Cell::new(0)) };
     let options = Options::parse(options)?;
     options.check(driver.options)?;
-    let request = CreateRequest { output: &output, size, options: &options, backing, secret: None };
+    let request = CreateRequest {
+        output: &output,
+        size,
+        options: &options,
+        backing: backing.map(Into::into),
+        secret: None,
+    };
     let image = (driver.create.unwrap())(request).await?;
     image.flush().await?;
     Ok(image)
@@ -99,7 +153,7 @@ pub fn link_to(name: &str, parent: &dyn Image) -> BackingLink {
 
 /// Power cuts and failures of an image over another one, whose contents show through.
 pub fn differencing(driver: &'static Driver, suffix: &str, options: &str, size: u64, cluster: u64) {
-    let (seeds, cuts) = if long() { (40, 50) } else { (3, 12) };
+    let (seeds, cuts) = if long() { (26, 80) } else { (3, 12) };
     let parent_name = format!("parent.{suffix}");
     for seed in 1..=seeds {
         block_on(async {
@@ -118,11 +172,9 @@ pub fn differencing(driver: &'static Driver, suffix: &str, options: &str, size: 
             shadow.verify(&*child, None).await.unwrap();
             child.close().await.unwrap();
             let (records, names) = (world.records(), world.names());
-            let mut random = Random::new(seed);
-            for n in 0..cuts {
-                let at = begin + random.below((records.len() - begin + 1) as u64) as usize;
-                let cut = cut(&names, &records, at, &mut random);
-                let mut after = World::new(n);
+            for (n, cut) in Cuts::new(&names, &records, begin, cuts, Random::new(seed)).enumerate() {
+                let at = cut.at;
+                let mut after = World::new(n as u64);
                 (after.slow, after.record) = (false, false);
                 for (name, memory) in cut.files {
                     after.add(&name, memory);
@@ -143,6 +195,7 @@ pub fn differencing(driver: &'static Driver, suffix: &str, options: &str, size: 
             }
         });
     }
+    println!("crash: {} ({options}) over a parent: {} cuts", driver.format, seeds * cuts as u64);
 }
 
 /// Fails unless the check finds nothing.
@@ -341,7 +394,7 @@ pub fn with_qemu(
 /// What the peer's checker says of an image in memory.
 pub fn qemu_check(memory: &MemoryNode, format: &str) -> bool {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), memory.contents()).unwrap();
+    memory.save(file.path()).unwrap();
     let name = file.path().to_str().unwrap();
     Command::new("qemu-img").args(["check", "-q", "-f", format, name]).output().unwrap().status.success()
 }
@@ -354,7 +407,7 @@ pub fn peer_after_cuts(driver: &'static Driver, options: &str, size: u64, format
     }
     let (mut flagged, mut all) = (0, 0);
     for seed in 1..=if long() { 40 } else { 3 } {
-        let look = |cut: &plinth_image::testing::Cut| {
+        let look = |cut: &Cut| {
             let memory = cut.files[0].1.clone();
             flagged += u32::from(!qemu_check(&memory, format));
             all += 1;
@@ -367,7 +420,10 @@ pub fn peer_after_cuts(driver: &'static Driver, options: &str, size: u64, format
         };
         block_on(CrashTest::new(driver, options, size, seed, 10).run(look)).unwrap();
     }
-    eprintln!("the peer's checker did not like {flagged} of {all} before Plinth opened them");
+    println!(
+        "crash: {} ({options}): {all} cuts seen by the peer's checker, {flagged} not liked before Plinth opened them",
+        driver.format
+    );
 }
 
 /// Opens an image in a file, inside of `block_on`.

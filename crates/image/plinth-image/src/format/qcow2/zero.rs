@@ -2,7 +2,7 @@
 
 use super::map::{COMPRESSED, COPIED, Entry, Kind, View, ZERO};
 use super::{Core, header};
-use crate::{Error, ErrorKind};
+use crate::Error;
 use crate::graph::IoBuf;
 
 /// Bitmap of an extended entry all of whose subclusters read as zeros.
@@ -22,6 +22,7 @@ impl Core {
         if len == 0 {
             return Ok(());
         }
+        self.check_key()?;
         self.begin_change(offset, len).await?;
         let _alone = self.locks.lock(self.clusters(offset, len), true).await;
         let end = offset + len;
@@ -91,7 +92,8 @@ impl Core {
     }
 
     async fn zero_as_data(&self, old: Entry, part: &std::ops::Range<u64>) -> Result<(), Error> {
-        if let Some(host) = self.host(old).filter(|_| old.word & COPIED != 0 && !self.extended) {
+        let owned = old.word & COPIED != 0 && !self.extended && self.crypt.is_none();
+        if let Some(host) = self.host(old).filter(|_| owned) {
             let at = host + part.start % self.cluster;
             return self.data_node().write_zeroes(at, part.end - part.start, false).await;
         }
@@ -131,31 +133,6 @@ impl Core {
         let unit = self.unit();
         let bits = (1u64 << ((part.end - start) / unit)) - (1u64 << ((part.start - start) / unit));
         Some(Entry { word: old.word, bitmap: old.bitmap & !bits | bits << 32 })
-    }
-
-    /// Forgets all clusters of the disk; whoever calls has it alone.
-    pub async fn make_empty(&self) -> Result<(), Error> {
-        if self.has_raw_data_file() {
-            let doing = format!("cannot empty '{}'", self.info.name);
-            return Err(Error::new(ErrorKind::Unsupported, doing, "its data file is raw"));
-        }
-        let size = self.size.get();
-        self.begin_change(0, size).await?;
-        let clusters = size.div_ceil(self.cluster);
-        let mut at = 0;
-        while at < clusters {
-            let old = self.entries(at, clusters - at).await?;
-            if old.iter().any(|e| *e != Entry::default()) {
-                self.set_entries(at, &vec![Entry::default(); old.len()], true).await?;
-            }
-            at += old.len() as u64;
-        }
-        if let Some(data) = &self.data {
-            // No entry may refer to what goes away now.
-            self.commit().await?;
-            data.discard(0, data.size()).await?;
-        }
-        Ok(())
     }
 
     pub async fn discard_data(&self, offset: u64, len: u64) -> Result<(), Error> {
