@@ -5,12 +5,13 @@ use std::process::Command;
 use std::rc::Rc;
 
 use plinth_host::aio::block_on;
-use plinth_image::format::qcow2::{DRIVER, measure};
+use plinth_image::format::qcow2::DRIVER;
 use plinth_image::format::{
     BackingLink, CreateRequest, Format, Image, OpenOptions, Options, OutputFiles, Progress, Repair, Snapshot,
     open,
 };
 use plinth_image::graph::{Cache, IoBuf, IoData, Node};
+use plinth_image::job::{self, Contents, Measured};
 use plinth_image::testing::Random;
 
 const SIZE: u64 = (3 << 20) + 512 * 3;
@@ -475,21 +476,57 @@ fn preallocation_and_measures() {
             assert!(!map.contains("\"present\": false"), "{map}");
         });
     }
-    for options in ["", "cluster_size=512", "refcount_bits=64", "extended_l2=on", "preallocation=full"] {
-        for size in ["1G", "20G", "1536"] {
-            let mut args = vec!["measure", "--output=json", "-O", "qcow2", "--size", size];
-            if !options.is_empty() {
-                args.extend(["-o", options]);
-            }
-            let json: serde_json::Value = serde_json::from_str(&img(dir, &args)).unwrap();
-            let bytes = match size {
-                "1G" => 1 << 30,
-                "20G" => 20 << 30,
-                _ => 1536,
-            };
-            let (required, full) = measure(bytes, 0, &Options::parse(options).unwrap()).unwrap();
-            let theirs = (json["required"].as_u64().unwrap(), json["fully-allocated"].as_u64().unwrap());
-            assert_eq!((required, full), theirs, "{options} {size}");
+    let object = "secret,id=s,data=pw";
+    let ask = |more: &[&str], options: &str| -> Measured {
+        let mut args = vec!["measure", "--output=json", "--object", object, "-O", "qcow2"];
+        if !options.is_empty() {
+            args.extend(["-o", options]);
         }
+        args.extend(more);
+        let json: serde_json::Value = serde_json::from_str(&img(dir, &args)).unwrap();
+        let field = |name: &str| json[name].as_u64().unwrap();
+        Measured { required: field("required"), fully_allocated: field("fully-allocated") }
+    };
+    // A disk with data in odd places, over another one and alone.
+    let link = BackingLink { name: "base".to_owned(), format: Some(Format::Qcow2), identity: None };
+    let source = block_on(async {
+        for (name, link) in [("base", None), ("source", Some(link))] {
+            let image = make(&dir.join(name), 20 << 20, "cluster_size=4k", link).await;
+            let shift = if name == "base" { 512 } else { 3 << 20 };
+            for n in 0..20u64 {
+                image
+                    .write(shift + n * 700_000, IoData::copy_of(&vec![3; 5000 + 4000 * n as usize]))
+                    .await
+                    .unwrap();
+            }
+            image.write_zeroes(shift + (1 << 20), 2 << 20, true).await.unwrap();
+            image.close().await.unwrap();
+        }
+        let read = OpenOptions { read_only: true, ..OpenOptions::default() };
+        open(&dir.join("source"), &read).await.unwrap().image
+    });
+    for options in [
+        "",
+        "cluster_size=512",
+        "cluster_size=2M,refcount_bits=1",
+        "refcount_bits=64",
+        "extended_l2=on",
+        "preallocation=full",
+        "preallocation=metadata",
+        "compat=0.10",
+        "data_file=x",
+        "data_file=x,data_file_raw=on",
+        "encrypt.format=luks,encrypt.key-secret=s",
+        "encrypt.format=luks,encrypt.key-secret=s,cluster_size=4k,encrypt.cipher-alg=aes-128",
+        "encrypt.format=aes,encrypt.key-secret=s",
+    ] {
+        let parsed = Options::parse(options).unwrap();
+        let ours = |contents| block_on(job::measure(Format::Qcow2, &parsed, contents)).unwrap();
+        for (size, bytes) in [("1G", 1 << 30), ("20G", 20 << 30), ("1536", 1536)] {
+            let theirs = ask(&["--size", size], options);
+            assert_eq!(ours(Contents::Size(bytes)), theirs, "{options} {size}");
+        }
+        let theirs = ask(&["-f", "qcow2", "source"], options);
+        assert_eq!(ours(Contents::Disk(&*source)), theirs, "{options} of a disk");
     }
 }

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use super::{Format, Options};
 use crate::Error;
-use crate::graph::{Io, IoData, Node, NodeInfo, NodeRef};
+use crate::graph::{Io, IoBuf, IoData, Node, NodeInfo, NodeRef};
 
 /// A reference to the image below, as it is written in the image above.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,7 +133,8 @@ pub struct Snapshot {
 pub trait Snapshots {
     /// All, in the image's order.
     fn list(&self) -> Vec<Snapshot>;
-    /// Keeps the disk's present contents; `template` gives all but the ID, which is chosen.
+    /// Keeps the disk's present contents, and the machine state that was written; `template` gives all but the ID,
+    /// which is chosen.
     ///
     /// # Errors
     /// As for a write.
@@ -148,6 +149,17 @@ pub trait Snapshots {
     /// # Errors
     /// [`NotFound`](crate::ErrorKind::NotFound); as for a write.
     fn delete<'a>(&'a self, id_or_name: &'a str) -> Io<'a, ()>;
+    /// Writes machine state, whose byte `offset` is first, for the next snapshot that is made. It goes with a change
+    /// of the disk's size.
+    ///
+    /// # Errors
+    /// As for a write; [`Limit`](crate::ErrorKind::Limit) if there is no room.
+    fn write_state(&self, offset: u64, data: IoData) -> Io<'_, ()>;
+    /// Reads machine state of a snapshot from byte `offset` of it on.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound), [`OutOfRange`](crate::ErrorKind::OutOfRange); as for a read.
+    fn read_state<'a>(&'a self, id_or_name: &'a str, offset: u64, buf: IoBuf) -> Io<'a, IoBuf>;
     /// A read-only view of the disk as it was, machine state not included.
     ///
     /// # Errors

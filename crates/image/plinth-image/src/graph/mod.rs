@@ -187,7 +187,7 @@ pub async fn read_table(node: &dyn Node, offset: u64, len: usize, what: &str) ->
 ///
 /// # Errors
 /// As for a write.
-pub async fn write_zero_bytes(node: &dyn Node, offset: u64, len: u64) -> Result<(), Error> {
+pub async fn write_zero_bytes<N: Node + ?Sized>(node: &N, offset: u64, len: u64) -> Result<(), Error> {
     const AT_ONCE: u64 = 1 << 20;
     let zeros = IoBuf::zeroed(len.min(AT_ONCE) as usize).freeze();
     let mut done = 0;

@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use async_lock::Mutex;
 
 use super::Core;
+use super::guard::Kind;
 use super::header::MAX_REFTABLE;
 use super::refcount;
 use crate::{Error, ErrorKind};
@@ -163,11 +164,9 @@ impl Core {
 
     /// Takes `count` clusters in a row, at the file's end if need be.
     pub async fn allocate_row(&self, count: u64) -> Result<Space<'_>, Error> {
-        // Every block of counts is in the middle of what it counts.
+        // Where a block of counts is made, it is in the middle of what it counts.
         if count >= self.refs.per_block() {
-            let why = format!("{count} clusters in a row are needed for a table: larger clusters help");
-            let doing = format!("cannot write to '{}'", self.info.name);
-            return Err(Error::new(ErrorKind::Unsupported, doing, why));
+            return self.allocate_long_row(count).await;
         }
         let mut space = self.allocate(count).await?;
         if space.clusters == count {
@@ -192,6 +191,71 @@ impl Core {
         Ok(space)
     }
 
+    /// Takes more clusters in a row than one block counts, behind everything else. The blocks that count them come
+    /// before them.
+    async fn allocate_long_row(&self, count: u64) -> Result<Space<'_>, Error> {
+        let _alone = self.alloc.growing.lock().await;
+        let per = self.refs.per_block();
+        loop {
+            let start = self.alloc.high.get().div_ceil(self.cluster).max(self.alloc.cursor.get());
+            let mut missing = Vec::new();
+            let mut blocks = 0;
+            let end = loop {
+                let end = start + blocks + count;
+                missing.clear();
+                for index in start / per..=(end - 1) / per {
+                    if self.refs.block_offset(index * per)?.is_none() {
+                        missing.push(index);
+                    }
+                }
+                if missing.len() as u64 <= blocks {
+                    break end;
+                }
+                blocks = missing.len() as u64;
+            };
+            self.check_reach(end)?;
+            if end > self.refs.covered() {
+                self.grow_table(self.refs.covered()).await?;
+                continue;
+            }
+            // Counts of what is there already may say that something is behind the file's end.
+            let mut used = None;
+            for cluster in start..end {
+                if self.refs.get(cluster).await? != 0 || self.metadata_at(cluster).is_some() {
+                    used = Some(cluster);
+                }
+            }
+            if let Some(used) = used {
+                self.alloc.high.set(self.alloc.high.get().max((used + 1) << self.bits));
+                continue;
+            }
+            self.alloc.high.set(end << self.bits);
+            self.file.write_zeroes(start << self.bits, (end - start) << self.bits, true).await?;
+            let step = self.refs.cache.block_size() as u64;
+            for (n, &index) in missing.iter().enumerate() {
+                let offset = (start + n as u64) << self.bits;
+                self.refs.set_block(index as usize, offset);
+                self.guard.add(start + n as u64, Kind::RefcountBlock);
+                for at in (offset..offset + self.cluster).step_by(step as usize) {
+                    self.refs.cache.create(at);
+                }
+            }
+            let own = missing.len() as u64;
+            let space = Space {
+                core: self,
+                offset: (start + blocks) << self.bits,
+                clusters: count,
+                fresh: true,
+                settled: false,
+            };
+            for cluster in (start..start + own).chain(start + blocks..end) {
+                self.refs.set(cluster, 1).await?;
+            }
+            self.changed();
+            return Ok(space);
+        }
+    }
+
     /// Refuses space that tables cannot point to.
     fn check_reach(&self, cluster: u64) -> Result<(), Error> {
         const MOST: u64 = 1 << 56;
@@ -202,24 +266,13 @@ impl Core {
         Err(Error::new(ErrorKind::NoSpace, doing, "the file has reached the format's limit"))
     }
 
-    /// If one of the tables that the header names is at `cluster`: where it ends. Counts that say that such a
-    /// cluster is free are wrong, and would have the table overwritten.
+    /// If a table is at `cluster`: where it ends. Counts that say that such a cluster is free are wrong, and would
+    /// have the table overwritten.
     fn metadata_at(&self, cluster: u64) -> Option<u64> {
-        if cluster == 0 {
-            return Some(1);
+        match self.row_at(cluster) {
+            Some((_, end)) => Some(end),
+            None => self.kind_of(cluster).map(|_| cluster + 1),
         }
-        let header = self.header.borrow();
-        let l1_len = self.l1.borrow().entries.len() as u64 * 8;
-        let tables = [
-            (header.l1_offset, l1_len),
-            (header.reftable_offset, u64::from(header.reftable_clusters) << self.bits),
-            (header.snapshots_offset, self.snapshot_table_len.get()),
-        ];
-        let inside = |&(offset, len): &(u64, u64)| {
-            let (first, end) = (offset >> self.bits, (offset + len).div_ceil(self.cluster));
-            (first..end).contains(&cluster).then_some(end)
-        };
-        tables.iter().find_map(inside)
     }
 
     /// Adds a block that counts `cluster` and those near it, none of which is in use; the table grows if it
@@ -245,6 +298,7 @@ impl Core {
         let order = self.refs.order();
         self.refs.cache.create(offset + slice).change(|b| refcount::set(b, order, place, 1));
         self.refs.set_block(index as usize, offset);
+        self.guard.add(at, Kind::RefcountBlock);
         self.alloc.cursor.set(at + 1);
         self.changed();
         Ok(())
@@ -293,6 +347,7 @@ impl Core {
         for n in 0..blocks {
             let offset = blocks_at + (n << self.bits);
             self.refs.set_block((cluster / per + n) as usize, offset);
+            self.guard.add(offset >> self.bits, Kind::RefcountBlock);
             for at in (offset..offset + self.cluster).step_by(step as usize) {
                 self.refs.cache.create(at);
             }
@@ -381,6 +436,7 @@ impl Core {
 
     async fn free_one(&self, cluster: u64, table: bool) -> Result<(), Error> {
         if self.refs.drop_one(cluster).await? == 0 {
+            self.guard.remove(cluster);
             self.alloc.cursor.set(self.alloc.cursor.get().min(cluster));
             if self.alloc.packing.get().is_some_and(|p| p >> self.bits == cluster) {
                 self.alloc.packing.set(None);

@@ -156,6 +156,11 @@ pub struct State {
 }
 
 impl State {
+    /// Where the directory is, and its bytes.
+    pub fn directory(&self) -> (u64, u64) {
+        self.directory.get()
+    }
+
     /// Reads the directory, if there is a valid one.
     pub async fn read(file: &dyn Node, header: &Header) -> Result<Self, Error> {
         let state = Self::default();

@@ -1,6 +1,6 @@
 //! Checking and mending: the references that tables make are counted and compared with the counts in the file.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -311,11 +311,19 @@ impl Check<'_> {
             let at = header.reftable_offset;
             self.add_table("the refcount table", at, u64::from(header.reftable_clusters) << core.bits);
             let blocks = core.refs.table.borrow().clone();
+            let mut seen = HashSet::new();
             for entry in blocks {
                 let offset = entry & !0x1ff;
-                if entry != 0 && !self.add_table("a refcount block", offset, core.cluster) {
-                    self.structure += 1;
+                if entry == 0 {
+                    continue;
                 }
+                let wrong = !self.add_table("a refcount block", offset, core.cluster);
+                // Each of them would be read, and a change of one be a change of all.
+                let again = !wrong && !seen.insert(offset);
+                if again {
+                    self.corrupt(format!("the refcount block at {offset:#x} is in the table twice"));
+                }
+                self.structure += u64::from(wrong || again);
             }
         }
         Ok(())
@@ -367,11 +375,13 @@ impl Check<'_> {
         let mut fixes = Vec::new();
         let mut repairs = Vec::new();
         let cluster = core.cluster;
+        let mut seen = HashSet::new();
         let last = (self.counter.end.min(limit).div_ceil(per)).max(table.len() as u64);
         let wanted: Vec<_> = (start / per..last.min(limit.div_ceil(per)))
             .filter_map(|n| {
                 let offset = table.get(n as usize).map_or(0, |e| e & !0x1ff);
                 let valid = offset != 0 && offset.is_multiple_of(cluster) && offset < self.file_end;
+                let valid = valid && seen.insert(offset);
                 let counted = valid
                     || self
                         .counter
@@ -465,8 +475,8 @@ impl Core {
         Ok(bytes.chunks_exact(8).map(|c| header::be64(c, 0)).collect())
     }
 
-    /// Checks the image; the caller holds all of it alone.
-    pub async fn check_all(&self, repair: Repair, progress: &Progress) -> Result<CheckReport, Error> {
+    /// Checks the counts; if the flags of the active tables have to be looked at, too.
+    async fn check_counts(&self, repair: Repair, progress: &Progress) -> Result<(CheckReport, bool), Error> {
         if !self.info.read_only {
             self.settle().await?;
         }
@@ -501,15 +511,22 @@ impl Core {
                 self.changed();
                 self.commit_with(true).await?;
             }
+            self.guard.forget();
             self.alloc.cursor.set(0);
             self.alloc.packing.set(None);
             // Counted anew, because one mended thing can show another.
-            let mut again = Box::pin(self.check_all(Repair::No, progress)).await?;
+            let (mut again, _) = Box::pin(self.check_counts(Repair::No, progress)).await?;
             report.leaks_fixed = before.1.saturating_sub(again.leaks);
             report.corruptions_fixed = before.0.saturating_sub(again.corruptions);
             report.image_end = again.image_end;
             again.messages.clear();
         }
+        Ok((report, doubtful))
+    }
+
+    /// Checks the image; the caller holds all of it alone.
+    pub async fn check_all(&self, repair: Repair, progress: &Progress) -> Result<CheckReport, Error> {
+        let (mut report, doubtful) = self.check_counts(repair, progress).await?;
         if doubtful && self.data.is_none() {
             let wrong = self.mend_flags(repair == Repair::All, Some(&mut report)).await?;
             report.corruptions += wrong;
@@ -525,6 +542,7 @@ impl Core {
                 self.file.flush().await?;
                 self.commits.marked.set(self.header.borrow().leaks);
             }
+            self.guard.broken.set(false);
         }
         Ok(report)
     }
@@ -677,6 +695,7 @@ impl Core {
         .await?;
         self.file.flush().await?;
         self.refs.replace(order, entries);
+        self.guard.forget();
         self.alloc.high.set(self.alloc.high.get().max(end << self.bits));
         self.alloc.cursor.set(0);
         self.alloc.packing.set(None);

@@ -1,4 +1,4 @@
-//! New images, and how large they would be.
+//! New images.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -100,20 +100,20 @@ fn invalid(why: impl std::fmt::Display) -> Error {
 }
 
 /// What the options come to.
-struct Plan {
-    header: Header,
+pub(super) struct Plan {
+    pub header: Header,
     /// Entries of the L1 table.
-    l1_entries: u64,
-    preallocation: String,
+    pub l1_entries: u64,
+    pub preallocation: String,
     /// Options of the LUKS header, if there is to be one.
-    luks: Option<Options>,
+    pub luks: Option<Options>,
 }
 
 /// The method of encryption, and the options of its LUKS header.
 fn encryption(options: &Options) -> Result<(u32, Option<Options>), Error> {
     let mut own = Options::default();
     for (name, value) in options.iter() {
-        if let Some(name) = name.strip_prefix("encrypt.").filter(|n| *n != "format") {
+        if let Some(name) = name.strip_prefix("encrypt.").filter(|n| !matches!(*n, "format" | "key-secret")) {
             own.set(name, value);
         }
     }
@@ -129,18 +129,26 @@ fn encryption(options: &Options) -> Result<(u32, Option<Options>), Error> {
     }
 }
 
-fn plan(size: u64, options: &Options) -> Result<Plan, Error> {
+/// Bytes of a cluster.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`].
+pub fn cluster_size(options: &Options) -> Result<u64, Error> {
     let cluster = options.size("cluster_size")?.unwrap_or(65536);
-    let bits = cluster.trailing_zeros();
-    if !cluster.is_power_of_two() || !header::CLUSTER_BITS.contains(&bits) {
-        return Err(invalid(format!(
-            "clusters of {cluster} bytes: a power of two from 512 to 2 MiB is needed"
-        )));
+    if !cluster.is_power_of_two() || !header::CLUSTER_BITS.contains(&cluster.trailing_zeros()) {
+        // In QEMU's words, which scripts look for; so are the next two.
+        return Err(invalid("Cluster size must be a power of two between 512 and 2048k"));
     }
+    Ok(cluster)
+}
+
+pub(super) fn plan(size: u64, options: &Options) -> Result<Plan, Error> {
+    let cluster = cluster_size(options)?;
+    let bits = cluster.trailing_zeros();
     let version = if matches!(options.text("compat"), Some("0.10" | "v2")) { 2 } else { 3 };
     let refcount_bits = options.number("refcount_bits")?.unwrap_or(16);
     if !refcount_bits.is_power_of_two() || refcount_bits > 64 {
-        return Err(invalid(format!("reference counts of {refcount_bits} bits: 1, 2, 4, 8, 16, 32 or 64")));
+        return Err(invalid("Refcount width must be a power of two and may not exceed 64 bits"));
     }
     let flag = |name: &str| options.flag(name).unwrap_or(false);
     let zstd = options.text("compression_type") == Some("zstd");
@@ -205,7 +213,7 @@ fn plan(size: u64, options: &Options) -> Result<Plan, Error> {
     }
     let l1_entries = size.div_ceil(header.l2_span());
     if l1_entries * 8 > header::MAX_L1 {
-        return Err(invalid(format!("a disk of {size} bytes is too large for clusters of {cluster} bytes")));
+        return Err(invalid("The image size is too large (try using a larger cluster size)"));
     }
     let preallocation = options.text("preallocation").unwrap_or("off");
     let raw_needs = flag("data_file_raw") && preallocation == "off";
@@ -219,7 +227,7 @@ fn plan(size: u64, options: &Options) -> Result<Plan, Error> {
 
 /// Clusters that the counts of `clusters` other clusters take, with those of the counts themselves: blocks, and
 /// their table.
-fn count_clusters(clusters: u64, bits: u32, order: u32) -> (u64, u64) {
+pub(super) fn count_clusters(clusters: u64, bits: u32, order: u32) -> (u64, u64) {
     let (cluster, per) = (1u64 << bits, (8u64 << bits) >> order);
     let (mut blocks, mut table) = (1, 1);
     loop {
@@ -230,27 +238,6 @@ fn count_clusters(clusters: u64, bits: u32, order: u32) -> (u64, u64) {
         }
         (blocks, table) = (blocks.max(need), table.max(need_table));
     }
-}
-
-/// Bytes of the file of a new image of a disk of `size` bytes, `used` of which (in whole clusters) are to be
-/// allocated; and the same with all of them allocated.
-///
-/// # Errors
-/// [`ErrorKind::Invalid`] for options that make no sense.
-pub fn measure(size: u64, used: u64, options: &Options) -> Result<(u64, u64), Error> {
-    let plan = plan(size, options)?;
-    let header = &plan.header;
-    let cluster = header.cluster_size();
-    let tables = size.div_ceil(header.l2_span());
-    let l1 = (plan.l1_entries * 8).div_ceil(cluster);
-    let in_file = |data: u64| if header.has_data_file() { 0 } else { data.div_ceil(cluster) };
-    // Tables are reckoned for the full disk in both cases.
-    let other = 1 + l1 + tables + in_file(size);
-    let (blocks, table) = count_clusters(other, header.cluster_bits, header.refcount_order);
-    let full = (other + blocks + table) * cluster;
-    let preallocated = matches!(plan.preallocation.as_str(), "falloc" | "full");
-    let required = full - (in_file(size) - in_file(used.min(size))) * cluster;
-    Ok((if preallocated { full } else { required }, full))
 }
 
 pub async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> {
@@ -377,6 +364,11 @@ impl Core {
     pub async fn preallocate(&self, from: u64, to: u64, how: &str) -> Result<(), Error> {
         /// Clusters at once.
         const AT_ONCE: u64 = 1 << 14;
+        if self.crypt.is_some() && !self.v3() {
+            // There is no note for space that reads as zeros and is noise.
+            let doing = format!("cannot reserve space in '{}'", self.info.name);
+            return Err(Error::new(ErrorKind::Unsupported, doing, "encrypted images need compat=1.1 for that"));
+        }
         let mut at = from >> self.bits;
         let last = to.div_ceil(self.cluster);
         let fill = async |node: &NodeRef, offset: u64, len: u64| match how {

@@ -111,6 +111,7 @@ impl Core {
 
     /// Writes whole sectors of the disk at `offset` to the file at `host`.
     pub async fn write_host(&self, offset: u64, host: u64, data: IoData) -> Result<(), Error> {
+        self.guard(host, data.len() as u64).await?;
         let data = match self.cipher(offset, host)? {
             Some((cipher, iv)) => encrypt(cipher, iv, data.into_buf()).await.freeze(),
             None => data,
@@ -121,6 +122,7 @@ impl Core {
     /// Writes zeros to the disk at `offset`, in the file at `host`, whose space stays.
     pub async fn zero_host(&self, offset: u64, host: u64, len: u64, unmap: bool) -> Result<(), Error> {
         if self.crypt.is_none() {
+            self.guard(host, len).await?;
             return self.data_node().write_zeroes(host, len, unmap).await;
         }
         let mut done = 0;

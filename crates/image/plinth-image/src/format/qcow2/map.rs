@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::Core;
 use super::alloc::Freed;
+use super::guard::Kind as Guarded;
 use super::refcount::SECTOR_ENTRIES;
 use crate::Error;
 use crate::format::table::Block;
@@ -293,6 +294,13 @@ impl Core {
     async fn table_for_change(&self, index: u64) -> Result<u64, Error> {
         let ready = |entry: u64| Ok::<_, Error>(self.l2_offset(entry)?.filter(|_| entry & COPIED != 0));
         if let Some(table) = ready(self.l1_entry(View::Active, index))? {
+            if !matches!(self.kind_of(table >> self.bits), None | Some(Guarded::L2))
+                || self.row_at(table >> self.bits).is_some()
+            {
+                return Err(self
+                    .damaged("an L2 table would be over another table", table >> self.bits)
+                    .await);
+            }
             return Ok(table);
         }
         let _alone = self.l1_locks.lock(index..index + 1, true).await;
@@ -328,6 +336,7 @@ impl Core {
         }
         space.keep();
         self.commits.new_l2.borrow_mut().insert(offset);
+        self.guard.add(offset >> self.bits, Guarded::L2);
         self.l1.borrow_mut().set(index as usize, offset | COPIED);
         if let Some(old) = old {
             self.alloc.pending.borrow_mut().push(Freed::table(old >> self.bits, 1));
@@ -346,14 +355,20 @@ impl Core {
             let (slice, index) = self.slice_of(at);
             let block = self.l2.load(table + slice, "an L2 table").await?;
             let mut freed = Vec::new();
-            let n = block.change(|b| {
+            let old: Vec<_> = block.with(|b| {
                 let n = (b.len() / self.entry_size() as usize - index).min(entries.len() - done);
+                (0..n).map(|i| self.read_entry(b, index + i)).collect()
+            });
+            self.guard_free(&old, &entries[done..]).await?;
+            // It may have gone from the cache meanwhile.
+            let block = self.l2.load(table + slice, "an L2 table").await?;
+            let n = old.len();
+            block.change(|b| {
                 for i in 0..n {
                     let (old, new) = (self.read_entry(b, index + i), entries[done + i]);
                     self.write_entry(b, index + i, new);
                     self.forget_data(old, new, punch, &mut freed);
                 }
-                n
             });
             self.alloc.pending.borrow_mut().append(&mut freed);
             self.changed();

@@ -32,12 +32,15 @@ mod commit;
 mod compress;
 mod create;
 mod crypt;
+mod guard;
 mod header;
 mod map;
+mod measure;
 mod read;
 mod refcount;
 mod resize;
 mod snapshot;
+mod state;
 mod write;
 mod zero;
 
@@ -49,9 +52,10 @@ use std::sync::Arc;
 use async_lock::Mutex;
 use serde_json::json;
 
-pub use create::measure;
+pub use create::cluster_size;
 use header::Header;
 use map::{L1, View};
+pub use measure::measure;
 
 use super::table::{TableCache, table_len};
 use super::{
@@ -94,6 +98,7 @@ struct Core {
     cluster: u64,
     extended: bool,
     crypt: Option<crypt::Crypt>,
+    guard: guard::Guard,
     size: Cell<u64>,
     l1: RefCell<L1>,
     l2: TableCache,
@@ -185,6 +190,7 @@ impl Core {
             cluster,
             extended: header.extended_l2(),
             crypt,
+            guard: guard::Guard::default(),
             size: Cell::new(header.size - header.size % SECTOR),
             l1: RefCell::new(L1 { entries: words(&l1), offset: header.l1_offset, dirty: Default::default() }),
             refs,

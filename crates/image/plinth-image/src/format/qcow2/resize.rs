@@ -28,6 +28,8 @@ impl Core {
             return Err(self.cannot_resize(ErrorKind::Unsupported, why));
         }
         self.load_bitmaps_to_resize().await?;
+        // Machine state of a snapshot that was never made must not become a part of the disk.
+        self.drop_state().await?;
         if size < old {
             self.shrink(old, size).await?;
         }
@@ -62,7 +64,11 @@ impl Core {
 
     /// Makes the L1 table long enough for a disk of `size` bytes.
     async fn reach(&self, size: u64) -> Result<(), Error> {
-        let need = size.div_ceil(self.l2_entries() << self.bits);
+        self.reach_entries(size.div_ceil(self.l2_entries() << self.bits)).await
+    }
+
+    /// Makes the L1 table have as many entries.
+    pub async fn reach_entries(&self, need: u64) -> Result<(), Error> {
         let have = self.l1.borrow().entries.len() as u64;
         if need <= have {
             return Ok(());
@@ -110,6 +116,7 @@ impl Core {
         self.file.flush().await?;
         space.keep();
         self.replace_l1(entries, offset);
+        self.guard.forget();
         let clusters = old.1.div_ceil(self.cluster);
         if clusters > 0 {
             self.alloc.pending.borrow_mut().push(Freed::table(old.0 >> self.bits, clusters));

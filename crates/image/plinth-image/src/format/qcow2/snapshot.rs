@@ -181,6 +181,7 @@ impl Core {
         })
         .await?;
         *self.snapshots.borrow_mut() = snapshots;
+        self.guard.forget();
         self.snapshot_table_len.set(bytes.len() as u64);
         self.file.flush().await?;
         if old.1 > 0 {
@@ -192,7 +193,7 @@ impl Core {
 
     /// Clusters of the file that an L1 table's L2 tables refer to, and the L2 tables, given to `each` one L2
     /// table after the other.
-    async fn adjust(&self, l1: &[u64], more: bool) -> Result<(), Error> {
+    pub async fn adjust(&self, l1: &[u64], more: bool) -> Result<(), Error> {
         let slice = self.l2.block_size() as u64;
         for &entry in l1 {
             let Some(table) = self.l2_offset(entry)? else { continue };
@@ -264,7 +265,8 @@ impl Core {
             self.mend_flags(true, None).await?;
             let mut all = self.snapshots.borrow().clone();
             all.push(Entry { l1_offset, l1_size: entries.len() as u32, info: made, extra: Vec::new() });
-            self.switch_snapshots(all).await
+            self.switch_snapshots(all).await?;
+            self.drop_state().await
         })
         .await?;
         Ok(info)
@@ -303,6 +305,8 @@ impl Core {
         }
         new.iter_mut().for_each(|e| *e &= !COPIED);
         new.resize(new.len().max(need as usize), 0);
+        // Machine state is read from the snapshot.
+        new[need as usize..].fill(0);
         self.begin_change(0, self.size.get()).await?;
         self.in_doubt(async {
             self.adjust(&new, true).await?;
@@ -336,6 +340,32 @@ impl Core {
 }
 
 impl Snapshots for Qcow2 {
+    fn write_state(&self, offset: u64, data: IoData) -> Io<'_, ()> {
+        Box::pin(async move {
+            check_write(self, 0, 0)?;
+            self.core.refuse_data_file()?;
+            let _alone = self.core.locks.lock(0..u64::MAX, true).await;
+            self.core.write_state(offset, data).await
+        })
+    }
+
+    fn read_state<'a>(&'a self, id_or_name: &'a str, offset: u64, buf: IoBuf) -> Io<'a, IoBuf> {
+        Box::pin(async move {
+            self.core.refuse_data_file()?;
+            let index = self.core.find_snapshot(id_or_name)?;
+            let snapshot = self.core.snapshots.borrow()[index].clone();
+            let end = offset.checked_add(buf.len() as u64);
+            if end.is_none_or(|end| end > snapshot.info.vm_state_size) {
+                let why = format!("there are {} bytes of machine state", snapshot.info.vm_state_size);
+                let doing = format!("cannot read the snapshot '{id_or_name}' of '{}'", self.core.info.name);
+                return Err(Error::new(ErrorKind::OutOfRange, doing, why));
+            }
+            let _shared = self.core.locks.lock(0..u64::MAX, false).await;
+            let table = self.core.read_l1(snapshot.l1_offset, snapshot.l1_size).await?;
+            self.core.read_state(&table, snapshot.info.disk_size, offset, buf).await
+        })
+    }
+
     fn list(&self) -> Vec<Snapshot> {
         self.core.snapshots.borrow().iter().map(|s| s.info.clone()).collect()
     }

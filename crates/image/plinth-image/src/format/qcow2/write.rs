@@ -38,7 +38,7 @@ impl Core {
 
     /// What must be done before the disk's contents change.
     pub async fn begin_change(&self, offset: u64, len: u64) -> Result<(), Error> {
-        if self.header.borrow().incompatible & header::CORRUPT != 0 {
+        if self.guard.broken.get() || self.header.borrow().incompatible & header::CORRUPT != 0 {
             let why = "it is marked as damaged: check it with repair first";
             return Err(Error::new(ErrorKind::Corrupt, format!("cannot write to '{}'", self.info.name), why));
         }

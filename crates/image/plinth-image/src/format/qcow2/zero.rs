@@ -92,10 +92,10 @@ impl Core {
     }
 
     async fn zero_as_data(&self, old: Entry, part: &std::ops::Range<u64>) -> Result<(), Error> {
-        let owned = old.word & COPIED != 0 && !self.extended && self.crypt.is_none();
+        let owned = old.word & COPIED != 0 && !self.extended;
         if let Some(host) = self.host(old).filter(|_| owned) {
             let at = host + part.start % self.cluster;
-            return self.data_node().write_zeroes(at, part.end - part.start, false).await;
+            return self.zero_host(part.start, at, part.end - part.start, false).await;
         }
         self.write_locked(part.start, IoBuf::zeroed((part.end - part.start) as usize).freeze()).await
     }

@@ -1,0 +1,234 @@
+//! qcow2 images whose tables lead to tables: nothing that is there is overwritten.
+
+use std::process::Command;
+use std::rc::Rc;
+
+use plinth_host::aio::block_on;
+use plinth_image::ErrorKind;
+use plinth_image::format::qcow2::DRIVER;
+use plinth_image::format::{
+    CreateRequest, Image, MemoryOutput, NoLinks, OpenOptions, OpenRequest, Options, Progress, Repair,
+    Snapshot,
+};
+use plinth_image::graph::{IoBuf, IoData, MemoryNode};
+
+const SIZE: u64 = 4 << 20;
+const CLUSTER: usize = 4096;
+
+fn be64(b: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(b[at..at + 8].try_into().unwrap())
+}
+
+async fn create(options: &str, size: u64) -> (Rc<dyn Image>, MemoryOutput) {
+    let output = MemoryOutput::new("image");
+    let options = Options::parse(options).unwrap();
+    let request = CreateRequest { output: &output, size, options: &options, backing: None, secret: None };
+    ((DRIVER.create.unwrap())(request).await.unwrap(), output)
+}
+
+async fn open(bytes: &[u8]) -> (Rc<dyn Image>, Rc<MemoryNode>) {
+    let file = Rc::new(MemoryNode::with("image", bytes));
+    let request =
+        OpenRequest { file: file.clone(), links: Rc::new(NoLinks), options: OpenOptions::default() };
+    ((DRIVER.open)(request).await.unwrap(), file)
+}
+
+fn template() -> Snapshot {
+    Snapshot {
+        id: String::new(),
+        name: "s".to_owned(),
+        vm_state_size: 0,
+        date: (0, 0),
+        vm_clock: 0,
+        icount: None,
+        disk_size: 0,
+    }
+}
+
+/// What QEMU's checker says; `None` if it is not here.
+fn their_check(bytes: &[u8]) -> Option<i32> {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("image"), bytes).unwrap();
+    Command::new("qemu-img")
+        .args(["check", "-q", "image"])
+        .current_dir(dir.path())
+        .output()
+        .ok()?
+        .status
+        .code()
+}
+
+/// An image with two L2 tables, a snapshot and a bitmap, and the places of its tables.
+async fn image(options: &str) -> (Vec<u8>, Vec<(&'static str, u64)>) {
+    let (image, output) = create(options, SIZE).await;
+    image.write(0, IoData::copy_of(&[1; 8 * CLUSTER])).await.unwrap();
+    image.snapshots().unwrap().create(&template()).await.unwrap();
+    if let Some(bitmaps) = image.bitmaps() {
+        bitmaps.add("b", None, true).await.unwrap();
+    }
+    image.write(0, IoData::copy_of(&[2; 16 * CLUSTER])).await.unwrap();
+    image.write(SIZE - 8 * CLUSTER as u64, IoData::copy_of(&[3; 8 * CLUSTER])).await.unwrap();
+    image.close().await.unwrap();
+    let bytes = output.file("image").unwrap().contents();
+    let (l1, reftable, snapshots) = (be64(&bytes, 40), be64(&bytes, 48), be64(&bytes, 64));
+    let mask = 0x00ff_ffff_ffff_fe00;
+    let l2 = be64(&bytes, l1 as usize) & mask;
+    let other = be64(&bytes, l1 as usize + 8) & mask;
+    let mut tables = vec![
+        ("L1", l1),
+        ("refcount table", reftable),
+        ("refcount block", be64(&bytes, reftable as usize) & mask),
+        ("snapshot table", snapshots),
+        ("snapshot's L1", be64(&bytes, snapshots as usize)),
+        ("its own L2", l2),
+        ("another L2", other),
+    ];
+    assert!(tables.iter().all(|t| t.1 != 0), "{tables:?}");
+    tables.sort_unstable();
+    (bytes, tables)
+}
+
+#[test]
+fn writes_through_damaged_tables_do_not_hit_tables() {
+    for options in ["cluster_size=4k", "cluster_size=4k,compat=0.10"] {
+        block_on(async {
+            let v3 = !options.contains("0.10");
+            let (bytes, tables) = image(options).await;
+            let mut kinds = Vec::new();
+            // Discards and writes of whole clusters take the reference back; small writes go where it leads.
+            type Change = for<'a> fn(&'a dyn Image) -> plinth_image::graph::Io<'a, ()>;
+            let changes: [(&str, Change); 4] = [
+                ("small write", |i| i.write(512, IoData::copy_of(&[9; 512]))),
+                ("large write", |i| i.write(0, IoData::copy_of(&[9; 3 * CLUSTER]))),
+                ("zeros", |i| i.write_zeroes(0, CLUSTER as u64, true)),
+                ("discard", |i| i.discard(0, CLUSTER as u64)),
+            ];
+            for &(table, place) in &tables {
+                for (what, change) in &changes {
+                    let what = format!("{options}: {what} over {table}");
+                    let mut damaged = bytes.clone();
+                    let l1 = be64(&damaged, 40) as usize;
+                    let l2 = (be64(&damaged, l1) & 0x00ff_ffff_ffff_fe00) as usize;
+                    damaged[l2..l2 + 8].copy_from_slice(&(place | 1 << 63).to_be_bytes());
+                    let (image, file) = open(&damaged).await;
+                    let e = change(&*image).await.expect_err(&what);
+                    assert_eq!(e.kind, ErrorKind::Corrupt, "{what}: {e}");
+                    // Nothing else is written either.
+                    let at = SIZE - CLUSTER as u64;
+                    let e = image.write(at, IoData::copy_of(&[7; 512])).await.expect_err(&what);
+                    assert_eq!(e.kind, ErrorKind::Corrupt, "{what}");
+                    let _ = image.close().await;
+                    let now = file.contents();
+                    for &(name, at) in &tables {
+                        let at = at as usize;
+                        // Counts change with what is done for the bitmap; the first one is the header's.
+                        let len = if name == "refcount block" { 2 } else { 64 };
+                        assert!(now[at..at + len] == damaged[at..at + len], "{what}: {name} was changed");
+                    }
+                    assert_eq!(now[79] & 2 != 0, v3, "{what}: the mark");
+                    if v3 && let Some(code) = their_check(&now) {
+                        assert_eq!(code, 2, "{what}");
+                    }
+                    let (image, file) = open(&now).await;
+                    let report = image.check(Repair::All, &Progress::default()).await.unwrap();
+                    assert!(report.corruptions > 0 && report.is_clean(), "{what}: {report:?}");
+                    assert_eq!(image.describe().details.get("corrupt"), v3.then_some(&false.into()));
+                    image.write(512, IoData::copy_of(&[9; 512])).await.expect(&what);
+                    image.write(at, IoData::copy_of(&[7; 512])).await.unwrap();
+                    // The table is alone in its place again, which its flag does not say yet.
+                    let report = image.check(Repair::All, &Progress::default()).await.unwrap();
+                    assert!(report.is_clean() && report.leaks == 0, "{what}: {report:?}");
+                    assert!(image.read(512, IoBuf::new(512)).await.unwrap()[..] == [9; 512]);
+                    image.close().await.unwrap();
+                    if let Some(code) = their_check(&file.contents()) {
+                        assert_eq!(code, 0, "{what}: mended");
+                    }
+                    kinds.push(table);
+                }
+            }
+            kinds.dedup();
+            assert_eq!(kinds.len(), 7);
+        });
+    }
+}
+
+#[test]
+fn tables_that_are_counted_as_free_are_not_given_away() {
+    block_on(async {
+        let (bytes, tables) = image("cluster_size=4k").await;
+        let block = tables.iter().find(|t| t.0 == "refcount block").unwrap().1 as usize;
+        let mut damaged = bytes.clone();
+        for (_, place) in &tables {
+            let at = block + *place as usize / CLUSTER * 2;
+            damaged[at..at + 2].fill(0);
+        }
+        let (image, file) = open(&damaged).await;
+        let before = image.read(0, IoBuf::new(SIZE as usize)).await.unwrap();
+        let mut at = 1 << 20;
+        while at < 2 << 20 {
+            image.write(at, IoData::copy_of(&[0xee; 2 * CLUSTER])).await.unwrap();
+            at += 2 * CLUSTER as u64;
+        }
+        image.flush().await.unwrap();
+        for (name, at) in tables {
+            let at = at as usize;
+            assert!(file.contents()[at..at + 16] != [0xee; 16], "{name}");
+        }
+        drop(image);
+        let (image, _) = open(&file.contents()).await;
+        let now = image.read(0, IoBuf::new(SIZE as usize)).await.unwrap();
+        assert!(now[..1 << 20] == before[..1 << 20] && now[2 << 20..] == before[2 << 20..]);
+        assert!(now[1 << 20..2 << 20].iter().all(|&b| b == 0xee));
+    });
+}
+
+/// A table whose entries all lead to one block costs no more than one block.
+#[test]
+fn one_refcount_block_for_everything_is_found_quickly() {
+    block_on(async {
+        let (image, output) = create("cluster_size=2M", 1 << 20).await;
+        image.write(0, IoData::copy_of(&[1; 4096])).await.unwrap();
+        image.close().await.unwrap();
+        let mut bytes = output.file("image").unwrap().contents();
+        let table = be64(&bytes, 48) as usize;
+        let block = be64(&bytes, table);
+        bytes[table..table + (2 << 20)].chunks_mut(8).for_each(|c| c.copy_from_slice(&block.to_be_bytes()));
+        let start = std::time::Instant::now();
+        let (image, _) = open(&bytes).await;
+        let report = image.check(Repair::No, &Progress::default()).await.unwrap();
+        assert!(report.corruptions > 1000, "{}", report.corruptions);
+        let report = image.check(Repair::All, &Progress::default()).await.unwrap();
+        assert!(report.is_clean(), "{} {}", report.corruptions, report.corruptions_fixed);
+        assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
+        assert!(image.read(0, IoBuf::new(4096)).await.unwrap()[..] == [1; 4096]);
+    });
+}
+
+/// Tables that are longer than what one block counts.
+#[test]
+fn long_tables_find_room() {
+    block_on(async {
+        let (image, output) = create("cluster_size=512,refcount_bits=64", 1 << 20).await;
+        image.write(0, IoData::copy_of(&[1; 70_000])).await.unwrap();
+        // An L1 table of 4 MiB.
+        image.resize(16 << 30).await.unwrap();
+        for n in 0..32u64 {
+            image.write(n << 29, IoData::copy_of(&[n as u8; 700])).await.unwrap();
+        }
+        image.snapshots().unwrap().create(&template()).await.unwrap();
+        image.write(0, IoData::copy_of(&[9; 1024])).await.unwrap();
+        let report = image.check(Repair::No, &Progress::default()).await.unwrap();
+        assert!(report.is_clean(), "{report:?}");
+        image.close().await.unwrap();
+        let bytes = output.file("image").unwrap().contents();
+        let (image, _) = open(&bytes).await;
+        for n in 1..32u64 {
+            assert!(image.read(n << 29, IoBuf::new(700)).await.unwrap()[..] == [n as u8; 700]);
+        }
+        let report = image.check(Repair::No, &Progress::default()).await.unwrap();
+        assert!(report.is_clean(), "{report:?}");
+        if let Some(code) = their_check(&bytes) {
+            assert_eq!(code, 0);
+        }
+    });
+}
