@@ -364,8 +364,9 @@ pub async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> 
     let links: Rc<dyn Links> = Rc::new(NoLinks);
     let options = OpenOptions { no_backing: true, ..OpenOptions::default() };
     let image = open_image(OpenRequest { file, links, options }).await?;
-    if let Some(link) = &backing {
-        image.write_link(Some(link)).await?;
+    if let Some(backing) = &backing {
+        image.write_link(Some(&backing.link)).await?;
+        image.backing.replace(Some(backing.below()));
     }
     Ok(Rc::new(image))
 }

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use plinth_image::ErrorKind;
-use plinth_image::format::{Image, backing_path};
+use plinth_image::format::{BackingLink, Image, backing_path};
 use plinth_image::graph::Node;
 use plinth_image::job;
 
@@ -111,7 +111,7 @@ pub fn rebase(args: Vec<String>) -> Result {
             let shown = new_path.to_str().unwrap_or(base);
             if unsafe_mode {
                 let identity = None;
-                new_link = Some(plinth_image::format::BackingLink {
+                new_link = Some(BackingLink {
                     name: base.to_owned(),
                     format: base_format,
                     identity,
@@ -131,9 +131,8 @@ pub fn rebase(args: Vec<String>) -> Result {
                         }
                         other => other,
                     })?;
-                let (mut new, _) = link(file, base, Some(opened.format()), &how).await?;
-                new.format = base_format;
-                new_link = Some(new);
+                let (new, _) = link(file, base, Some(opened.format()), &how).await?;
+                new_link = Some(BackingLink { format: base_format, ..new.link });
                 below = Some(opened);
             }
         }
