@@ -5,7 +5,8 @@ mod common;
 use plinth_image::format::qed::DRIVER;
 
 const SIZE: u64 = 4 << 20;
-const VARIANTS: [(&str, u64); 3] = [("", 65536), ("cluster_size=4k,table_size=1", 4096), ("table_size=16", 65536)];
+const VARIANTS: [(&str, u64); 3] =
+    [("", 65536), ("cluster_size=4k,table_size=1", 4096), ("table_size=16", 65536)];
 
 #[test]
 fn power_cuts_lose_nothing_that_was_flushed() {

@@ -56,7 +56,8 @@ fn peer(folder: &Path, args: &[&str]) -> Option<Output> {
 fn current_peer(folder: &Path, args: &[&str]) -> Option<Output> {
     let version = peer(folder, &["--version"])?.stdout;
     let text = String::from_utf8_lossy(&version).into_owned();
-    let number = text.strip_prefix("qemu-img version ").and_then(|t| t.split('.').next()?.parse::<u32>().ok());
+    let number =
+        text.strip_prefix("qemu-img version ").and_then(|t| t.split('.').next()?.parse::<u32>().ok());
     if number.is_none_or(|n| n < 10) {
         eprintln!("qemu-img is older than version 10: its texts are not compared");
         return None;

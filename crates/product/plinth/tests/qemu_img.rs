@@ -66,7 +66,12 @@ fn commit_empties_the_upper_image_unless_it_is_told_not_to() {
         }
         does(dir, &["check", "-q", "top"]);
     }
-    fails(dir, &["commit", "-b", "nowhere", "top"], 1, "Did not find 'nowhere' in the backing chain of 'top'");
+    fails(
+        dir,
+        &["commit", "-b", "nowhere", "top"],
+        1,
+        "Did not find 'nowhere' in the backing chain of 'top'",
+    );
 }
 
 #[test]
@@ -151,7 +156,12 @@ fn images_are_described_by_options_and_json() {
     fails(dir, &["info", "--image-opts", "driver=qcow2,file.filename=top,colour=red"], 1, "'colour'");
     // A file that fails, as who tests scripts needs it.
     fs::write(dir.join("conf"), "[inject-error]\nevent = \"read_aio\"\nerrno = \"5\"\n").unwrap();
-    fails(dir, &["compare", "blkdebug:conf:top", "other"], 4, "Error while reading offset 0 of blkdebug:conf:top");
+    fails(
+        dir,
+        &["compare", "blkdebug:conf:top", "other"],
+        4,
+        "Error while reading offset 0 of blkdebug:conf:top",
+    );
 }
 
 #[test]

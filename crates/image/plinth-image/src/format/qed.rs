@@ -19,8 +19,8 @@ use serde_json::json;
 
 use super::table::TableCache;
 use super::{
-    BackingLink, CheckReport, Description, Driver, Format, Image, OpenRequest, OptionKind, OptionSpec, Progress,
-    Repair,
+    BackingLink, CheckReport, Description, Driver, Format, Image, OpenRequest, OptionKind, OptionSpec,
+    Progress, Repair,
 };
 use crate::graph::{
     Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, RangeLocks, check_range, check_write, read_table,

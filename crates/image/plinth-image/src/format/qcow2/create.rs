@@ -367,7 +367,11 @@ impl Core {
         if self.crypt.is_some() && !self.v3() {
             // There is no note for space that reads as zeros and is noise.
             let doing = format!("cannot reserve space in '{}'", self.info.name);
-            return Err(Error::new(ErrorKind::Unsupported, doing, "encrypted images need compat=1.1 for that"));
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                doing,
+                "encrypted images need compat=1.1 for that",
+            ));
         }
         let mut at = from >> self.bits;
         let last = to.div_ceil(self.cluster);

@@ -8,7 +8,8 @@ use super::{
 };
 use crate::format::table::Block;
 use crate::format::{
-    BackingLink, CheckReport, CreateRequest, Format, Image, Links, NoLinks, OpenOptions, OpenRequest, Progress,
+    BackingLink, CheckReport, CreateRequest, Format, Image, Links, NoLinks, OpenOptions, OpenRequest,
+    Progress,
 };
 use crate::graph::{IoBuf, IoData, write_zero_bytes};
 use crate::{Error, ErrorKind, SECTOR};
@@ -69,7 +70,11 @@ impl QedImage {
         let at = self.next.get();
         let end = at.checked_add(len).filter(|&e| e <= i64::MAX as u64);
         let end = end.ok_or_else(|| {
-            Error::new(ErrorKind::NoSpace, format!("cannot write to '{}'", self.info.name), "its file is full")
+            Error::new(
+                ErrorKind::NoSpace,
+                format!("cannot write to '{}'", self.info.name),
+                "its file is full",
+            )
         })?;
         self.next.set(end);
         Ok(at)
@@ -313,7 +318,8 @@ impl QedImage {
                 let used = self.link_at.get();
                 n + len <= self.header && (n + len <= used || used + u64::from(MAX_NAME) <= n)
             });
-            at = free.ok_or_else(|| Error::new(ErrorKind::NoSpace, doing(), "its header has no place for it"))?;
+            at = free
+                .ok_or_else(|| Error::new(ErrorKind::NoSpace, doing(), "its header has no place for it"))?;
             self.file.write(at, IoData::copy_of(link.name.as_bytes())).await?;
             self.file.flush().await?;
         }
@@ -347,7 +353,10 @@ pub async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> 
     let table = clusters * cluster;
     let entries = u128::from(table / 8);
     if u128::from(size) > entries * entries * u128::from(cluster) {
-        return Err(refused("QED image size must be a non-zero multiple of cluster size and less than the tables can hold".to_owned()));
+        return Err(refused(
+            "QED image size must be a non-zero multiple of cluster size and less than the tables can hold"
+                .to_owned(),
+        ));
     }
     let file = output.main().await?;
     let mut head = IoBuf::zeroed(cluster as usize);

@@ -18,7 +18,8 @@ pub fn run(args: Vec<String>) -> Result {
     ];
     let parsed = parse(args, "hb:f:F:g:", &long)?;
     let granularity = parsed.value("g").map(|g| number("granularity", g)).transpose()?;
-    let actions: Vec<_> = parsed.options.iter().filter(|o| o.0 != "g" && long.iter().any(|l| l.2 == o.0)).collect();
+    let actions: Vec<_> =
+        parsed.options.iter().filter(|o| o.0 != "g" && long.iter().any(|l| l.2 == o.0)).collect();
     let [file, name] = &parsed.rest[..] else {
         return Err(Exit::failed("Expecting filename and bitmap name"));
     };

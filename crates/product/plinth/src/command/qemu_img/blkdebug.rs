@@ -43,7 +43,8 @@ pub struct Faults {
 
 /// What `blkdebug:CONFIG:FILE` describes; `text` is what stands behind the first colon.
 pub fn described(text: &str) -> Result<Tree, String> {
-    let (config, file) = text.split_once(':').ok_or("blkdebug requires raw copy of original image filename")?;
+    let (config, file) =
+        text.split_once(':').ok_or("blkdebug requires raw copy of original image filename")?;
     let mut map = BTreeMap::from([
         ("file.driver".to_owned(), "blkdebug".to_owned()),
         ("file.image.filename".to_owned(), file.to_owned()),
@@ -73,7 +74,9 @@ fn sections(text: &str) -> Result<Vec<(String, BTreeMap<String, String>)>, Strin
 fn fault(options: &BTreeMap<String, String>) -> Result<Option<Fault>, String> {
     let get = |key: &str| options.get(key).map(String::as_str);
     let number = |key: &str| {
-        get(key).map(|v| v.parse::<u64>().map_err(|_| format!("Parameter '{key}' expects a number"))).transpose()
+        get(key)
+            .map(|v| v.parse::<u64>().map_err(|_| format!("Parameter '{key}' expects a number")))
+            .transpose()
     };
     let kind = match (get("event").unwrap_or("none"), get("iotype")) {
         ("read_aio", _) | ("none", Some("read")) => Kind::Read,

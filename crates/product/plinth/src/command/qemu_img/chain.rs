@@ -48,9 +48,9 @@ pub fn commit(args: Vec<String>) -> Result {
                 let shown = real.to_str().unwrap_or_default().to_owned();
                 // A base is named as the images name it: as seen from the image above.
                 let meant = |base: &str| beside(&file.display().to_string(), base);
-                let wanted = parsed
-                    .value("b")
-                    .is_none_or(|b| b == below.name || std::fs::canonicalize(meant(b)).is_ok_and(|b| b == real));
+                let wanted = parsed.value("b").is_none_or(|b| {
+                    b == below.name || std::fs::canonicalize(meant(b)).is_ok_and(|b| b == real)
+                });
                 chain.push(top);
                 let below_format = below.format.map(qemu_name);
                 if wanted {
@@ -111,11 +111,7 @@ pub fn rebase(args: Vec<String>) -> Result {
             let shown = new_path.to_str().unwrap_or(base);
             if unsafe_mode {
                 let identity = None;
-                new_link = Some(BackingLink {
-                    name: base.to_owned(),
-                    format: base_format,
-                    identity,
-                });
+                new_link = Some(BackingLink { name: base.to_owned(), format: base_format, identity });
             } else {
                 let how = How {
                     read_only: true,

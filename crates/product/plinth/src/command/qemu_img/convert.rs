@@ -7,12 +7,13 @@ use plinth_image::format::{Backing, Format, Image, Options, Progress};
 use plinth_image::graph::{Cache, NodeRef};
 use plinth_image::job::{self, ConvertRequest, CopyOptions};
 
-use super::create::{create_reason, link, output, secret};
+use super::create::{create_reason, link, secret};
 use super::getopt::{Parsed, parse};
 use super::names::{cache, format, known_format, number, number_between, qemu_name};
 use super::open::{How, how, image};
 use super::options::{NewOptions, can_have_backing, collect, help, help_wanted, sort};
 use super::refusal::refusal;
+use super::target::Target;
 use super::{Exit, Result, block_on, reason, say, warn};
 
 /// Runs a job and shows how far it is, if `shown`.
@@ -181,8 +182,7 @@ fn check_bitmaps(parsed: &Parsed, source: Option<&dyn Image>, sources: usize) ->
         return Err(Exit::failed("Source lacks bitmap support"));
     };
     // QEMU looks at the newest first.
-    let broken: Vec<String> =
-        bitmaps.list().into_iter().rev().filter(|b| b.in_use).map(|b| b.name).collect();
+    let broken: Vec<String> = bitmaps.list().into_iter().rev().filter(|b| b.in_use).map(|b| b.name).collect();
     if let Some(name) = broken.first()
         && !parsed.has("skip-broken-bitmaps")
     {
@@ -309,7 +309,7 @@ impl Job<'_> {
             return Err(failed(why));
         }
         let secret = secret(&new, self.from).map_err(failed)?;
-        let files = output(target, self.target_cache()?)?;
+        let files = Target::new(target, self.target_cache()?).await?;
         let layers = backing.as_ref().map(|_| 1);
         let copy = CopyOptions { layers, ..self.copy.clone() };
         let options: &Options = &new.own;
@@ -400,7 +400,7 @@ pub fn dd(args: Vec<String>) -> Result {
                 create_reason(&e, target)
             ))
         };
-        let files = output(target, Cache::Direct)?;
+        let files = Target::new(target, Cache::Direct).await?;
         let made = job::create(&files, format, end - start, &Options::default(), None, None)
             .await
             .map_err(failed)?;

@@ -76,7 +76,8 @@ pub fn map(args: Vec<String>) -> Result {
         let end = length.map_or(u64::MAX, |l| start.saturating_add(l));
         let mut out = BufWriter::new(std::io::stdout().lock());
         let wrote = |e: std::io::Error| Exit::failed(format!("cannot write to standard output: {e}"));
-        let layers = if json { Vec::new() } else { files(&image, path(name, opts).unwrap_or_default(), &how).await };
+        let layers =
+            if json { Vec::new() } else { files(&image, path(name, opts).unwrap_or_default(), &how).await };
         let head = if json {
             "[".to_owned()
         } else {

@@ -26,6 +26,7 @@ mod refusal;
 mod resize;
 mod secret;
 mod snapshot;
+mod target;
 mod through;
 mod tree;
 

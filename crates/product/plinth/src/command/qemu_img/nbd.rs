@@ -89,10 +89,9 @@ impl Node for Dirty {
             // The first range that ends behind the start.
             let next = self.dirty.partition_point(|(at, n)| at + n <= offset);
             Ok(match self.dirty.get(next) {
-                Some(&(at, n)) if at <= offset => Extent {
-                    zero: false,
-                    ..Extent::hole((at + n).min(end) - offset)
-                },
+                Some(&(at, n)) if at <= offset => {
+                    Extent { zero: false, ..Extent::hole((at + n).min(end) - offset) }
+                }
                 Some(&(at, _)) => Extent::stored(at.min(end) - offset, Some(offset)),
                 None => Extent::stored(len, Some(offset)),
             })

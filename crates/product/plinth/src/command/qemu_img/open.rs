@@ -7,7 +7,7 @@ use std::rc::Rc;
 use futures_util::future::LocalBoxFuture;
 use plinth_image::ErrorKind;
 use plinth_image::format::{
-    Format, Image, Links, NoLinks, OpenOptions, Opened, Trust, file_links, open, open_linked_node,
+    Format, Image, Links, NoLinks, OpenOptions, Opened, Trust, file_links, open, open_linked_node, open_node,
     raw::RawImage,
 };
 use plinth_image::graph::{Cache, FileNode, FileOptions, HttpNode, MemoryNode, NodeRef, SliceNode};
@@ -117,10 +117,15 @@ pub async fn image(name: &str, format: Option<&str>, image_opts: bool, how: &How
     let opened = async {
         match understand(name, image_opts)? {
             Named::Described(tree) => opening.image(tree, format, how.read_only).await,
-            Named::File(path) => opening.file(&path, &opening.options(format, how.read_only, None), None).await,
+            Named::File(path) => {
+                opening.file(&path, &opening.options(format, how.read_only, None), None).await
+            }
             Named::Address(address) => {
+                let raw = opening.options(Some(Format::Raw), how.read_only, None);
+                let export = open_source(Path::new(&address), &raw).await.map_err(|e| e.message)?.image;
                 let options = opening.options(format, how.read_only, None);
-                open_source(Path::new(&address), &options).await.map(|o| o.image).map_err(|e| e.message)
+                let opened = open_node(export as NodeRef, &options).await;
+                opened.map(|o| o.image).map_err(|e| reason(&e))
             }
         }
     };
@@ -229,7 +234,8 @@ impl Opening<'_> {
         let failed = |e: plinth_image::Error| open_reason(&e, path, options.read_only);
         let attempt = async |options: &OpenOptions, given: Option<Given>| {
             let Some(given) = given else { return open(path, options).await };
-            let file = FileOptions { read_only: options.read_only, cache: options.cache, share: options.share };
+            let file =
+                FileOptions { read_only: options.read_only, cache: options.cache, share: options.share };
             let file = Rc::new(FileNode::open(path, &file)?);
             let links = Rc::new(Given { inner: file_links(path, options)?, ..given });
             open_linked_node(file, links, options).await
@@ -259,7 +265,9 @@ impl Opening<'_> {
             let mut wanted = format;
             match driver.as_deref() {
                 None => {}
-                Some("file" | "host_device" | "nbd" | "http" | "https" | "null-co" | "null-aio" | "blkdebug") => {
+                Some(
+                    "file" | "host_device" | "nbd" | "http" | "https" | "null-co" | "null-aio" | "blkdebug",
+                ) => {
                     tree.options.insert("driver".into(), driver.unwrap_or_default());
                     return match self.below(tree, read_only, &general).await? {
                         Below::File(path) => {
@@ -388,7 +396,8 @@ impl Opening<'_> {
             }
             "nbd" => Below::Image(nbd::open(&mut tree, read_only).await?, None),
             "http" | "https" => {
-                let address = tree.options.remove("url").or(tree.options.remove("filename")).unwrap_or_default();
+                let address =
+                    tree.options.remove("url").or(tree.options.remove("filename")).unwrap_or_default();
                 let options = self.options(Some(Format::Raw), read_only, None);
                 let opened = open_source(Path::new(&address), &options).await.map_err(|e| e.message)?;
                 Below::Image(opened.image, None)

@@ -230,9 +230,9 @@ fn bytes(name: &str, value: &str) -> Result<u64> {
     match size(value) {
         Some(Ok(n)) => Ok(n),
         Some(Err(())) => Err(Exit::failed(format!("Value '{value}' is out of range for parameter '{name}'"))),
-        None => Err(Exit::failed(format!(
-            "Parameter '{name}' expects a non-negative number below 2^64\n{UNITS}"
-        ))),
+        None => {
+            Err(Exit::failed(format!("Parameter '{name}' expects a non-negative number below 2^64\n{UNITS}")))
+        }
     }
 }
 

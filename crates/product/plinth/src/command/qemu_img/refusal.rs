@@ -54,7 +54,9 @@ fn qcow2(new: &NewOptions, bytes: u64) -> Option<String> {
         ),
         (
             on("extended_l2") && cluster < MIN_EXTENDED,
-            format!("Extended L2 entries are only supported with cluster sizes of at least {MIN_EXTENDED} bytes"),
+            format!(
+                "Extended L2 entries are only supported with cluster sizes of at least {MIN_EXTENDED} bytes"
+            ),
         ),
         (on("extended_l2") && old, newer("Extended L2 entries are only supported with", "and")),
         (
