@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::path::Path;
 
 use plinth_image::format::{Format, OpenOptions, Output, OutputFiles};
-use plinth_image::graph::{Cache, Io, Node, NodeRef};
+use plinth_image::graph::{Cache, Io, NodeRef};
 use plinth_image::{Error, ErrorKind};
 use plinth_nbd::uri::Uri;
 
@@ -61,7 +61,7 @@ impl Output for Target {
             Self::There(name, node) => {
                 let node = node.borrow_mut().take();
                 let taken =
-                    || Error::new(ErrorKind::Busy, format!("cannot create '{name}'"), "it is being written");
+                    move || Error::new(ErrorKind::Busy, format!("cannot create '{name}'"), "it is being written");
                 Box::pin(async move {
                     let node = node.ok_or_else(taken)?;
                     // A new image counts on zeros where it has written nothing.
