@@ -24,12 +24,12 @@ fn every_failure_leaves_the_image_right() {
 
 #[test]
 fn qemu_finds_nothing_wrong_after_power_cuts() {
-    common::peer_after_cuts(&DRIVER, "cluster_size=4k,table_size=1", SIZE, "qed");
+    common::peer_after_cuts(&DRIVER, "cluster_size=16k", SIZE, "qed");
 }
 
 #[test]
 fn qemu_and_plinth_work_on_the_same_image_in_turns() {
-    for (seed, options) in (1..).zip(["", "cluster_size=4096,table_size=1"]) {
+    for (seed, options) in (1..).zip(["", "cluster_size=16384"]) {
         common::with_qemu(&DRIVER, Some(options), "", "qed", true, seed);
         common::with_qemu(&DRIVER, None, options, "qed", true, seed);
     }

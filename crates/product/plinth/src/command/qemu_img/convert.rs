@@ -343,11 +343,10 @@ impl Job<'_> {
             return Err(Exit::failed(format!("Format driver '{name}' does not support bitmaps")));
         };
         let Some(from) = self.bitmaps_of.as_deref().and_then(|i| i.bitmaps()) else { return Ok(()) };
-        for bitmap in from.list().into_iter().rev() {
-            if self.broken.contains(&bitmap.name) {
-                warn(&format!("warning: Skipping inconsistent bitmap '{}'", bitmap.name));
-                continue;
-            }
+        for name in &self.broken {
+            warn(&format!("warning: Skipping inconsistent bitmap '{name}'"));
+        }
+        for bitmap in from.list().into_iter().filter(|b| !self.broken.contains(&b.name)) {
             let failed = |e: plinth_image::Error| {
                 Exit::failed(format!("Failed to create bitmap {}: {}", bitmap.name, reason(&e)))
             };

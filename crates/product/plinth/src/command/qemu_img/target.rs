@@ -60,8 +60,9 @@ impl Output for Target {
             Self::Files(files) => files.main(),
             Self::There(name, node) => {
                 let node = node.borrow_mut().take();
-                let taken =
-                    move || Error::new(ErrorKind::Busy, format!("cannot create '{name}'"), "it is being written");
+                let taken = move || {
+                    Error::new(ErrorKind::Busy, format!("cannot create '{name}'"), "it is being written")
+                };
                 Box::pin(async move {
                     let node = node.ok_or_else(taken)?;
                     // A new image counts on zeros where it has written nothing.
