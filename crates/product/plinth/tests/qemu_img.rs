@@ -107,15 +107,6 @@ fn rebase_writes_compressed_clusters_where_it_is_asked_to() {
 }
 
 #[test]
-fn zeros_are_compressed_too_without_detection_of_them() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    image(dir, "a", &clusters(&[1, 0, 0]), &["-c", "-S", "0"]);
-    assert!(does(dir, &["check", "a"]).contains("3/3 = 100.00% allocated"));
-    assert!(contents(dir, "a") == clusters(&[1, 0, 0]));
-}
-
-#[test]
 fn a_data_file_may_have_a_whole_path() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
