@@ -1,4 +1,4 @@
-//! Compressed images that are only read: cloop and Apple's disk images. And QED, which is only read too.
+//! Compressed images that are only read: cloop and Apple's disk images. And how QED is read.
 
 use std::io::Write;
 use std::path::Path;

@@ -52,6 +52,19 @@ fn peer(folder: &Path, args: &[&str]) -> Option<Output> {
     out.ok()
 }
 
+/// The peer, if it is one whose texts are those that Plinth speaks: they changed between versions.
+fn current_peer(folder: &Path, args: &[&str]) -> Option<Output> {
+    let version = peer(folder, &["--version"])?.stdout;
+    let text = String::from_utf8_lossy(&version).into_owned();
+    let number =
+        text.strip_prefix("qemu-img version ").and_then(|t| t.split('.').next()?.parse::<u32>().ok());
+    if number.is_none_or(|n| n < 10) {
+        eprintln!("qemu-img is older than version 10: its texts are not compared");
+        return None;
+    }
+    peer(folder, args)
+}
+
 /// A folder with a disk of 3 MiB and one sector, of which some is data.
 fn folder() -> (tempfile::TempDir, Vec<u8>) {
     let dir = tempfile::tempdir().unwrap();
@@ -149,7 +162,7 @@ fn maps_and_sizes_are_those_of_the_peer() {
         &["info", "json:{\"driver\":\"raw\",\"file\":{\"driver\":\"file\",\"filename\":\"d.raw\"}}"],
     ] {
         let own = plinth(dir, &[&["qemu-img"], args].concat());
-        let Some(theirs) = peer(dir, args) else { continue };
+        let Some(theirs) = current_peer(dir, args) else { continue };
         let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
         assert_eq!(text(&own.stdout), text(&theirs.stdout), "{args:?}");
         assert_eq!(own.status.code(), theirs.status.code(), "{args:?}");

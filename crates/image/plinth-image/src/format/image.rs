@@ -241,6 +241,15 @@ pub trait Image: Node {
         let error = unsupported(self.info(), self.format(), "change the backing image of");
         Box::pin(async { Err(error) })
     }
+    /// Gives a range that has nothing yet its space. `how`: `metadata` (a place in the file), `falloc` (reserved) or
+    /// `full` (written).
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) if the format cannot do it; as for a write.
+    fn preallocate<'a>(&'a self, _offset: u64, _len: u64, _how: &'a str) -> Io<'a, ()> {
+        let error = unsupported(self.info(), self.format(), "reserve space in");
+        Box::pin(async { Err(error) })
+    }
     /// Changes options of the format.
     ///
     /// # Errors

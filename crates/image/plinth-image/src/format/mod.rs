@@ -37,7 +37,7 @@ pub use image::{
     BackingLink, Bitmap, Bitmaps, CheckReport, Description, Image, Progress, Repair, Snapshot, Snapshots,
 };
 pub use links::{LinkKind, Links, NoLinks, Trust, backing_path};
-pub use open::{OpenOptions, Opened, open, open_node};
+pub use open::{OpenOptions, Opened, file_links, open, open_linked_node, open_node};
 pub use options::{OptionKind, OptionSpec, Options, parse_size};
 pub use output::{MemoryOutput, Output, OutputFiles};
 

@@ -81,6 +81,29 @@ pub(super) async fn open_linked(
     Ok(open_file(file, &options, above.chain.clone()).await?.image)
 }
 
+/// Opens an image whose bytes are in any node; `links` opens what it names.
+///
+/// # Errors
+/// The format's; those of `links`.
+pub async fn open_linked_node(
+    file: NodeRef,
+    links: Rc<dyn Links>,
+    options: &OpenOptions,
+) -> Result<Opened, Error> {
+    open_with(file, links, options).await
+}
+
+/// The links of an image in the file at `path`, opened in the same way as [`open`] does it.
+///
+/// # Errors
+/// The file's.
+pub fn file_links(path: &Path, options: &OpenOptions) -> Result<Rc<dyn Links>, Error> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = std::fs::metadata(path).map_err(|e| Error::host("open", path, e))?;
+    let chain = vec![(meta.dev(), meta.ino())];
+    Ok(Rc::new(FileLinks { path: path.to_owned(), options: options.clone(), chain }))
+}
+
 async fn open_with(file: NodeRef, links: Rc<dyn Links>, options: &OpenOptions) -> Result<Opened, Error> {
     let format = match options.format {
         Some(format) => format,

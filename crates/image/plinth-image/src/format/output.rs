@@ -21,7 +21,7 @@ pub trait Output {
     /// # Errors
     /// It cannot be created.
     fn main(&self) -> Io<'_, NodeRef>;
-    /// Makes another file beside the main one, empty, which will have this name.
+    /// Makes another file, empty, which will have this name: a path as seen from the main one's folder.
     ///
     /// # Errors
     /// It cannot be created.

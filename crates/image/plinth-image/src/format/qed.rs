@@ -1,13 +1,30 @@
-//! QED, the QEMU enhanced disk (QEMU, docs/interop/qed_spec.rst). For reading: QEMU itself has given it up for qcow2.
+//! QED, the QEMU enhanced disk (QEMU, docs/interop/qed_spec.rst).
+//!
+//! **The order of writes.** Before the first cluster is allocated, the header says that the image needs a check.
+//! Barrier. Clusters are taken at the file's end only, and an entry changes, in memory, when what it refers to is
+//! written. A flush: barrier (for the data); changed parts of second tables, new ones as a whole; barrier, if the
+//! first table changed too; changed parts of the first table; barrier. Closing flushes, and takes the mark in the
+//! header back. After a power cut, all that tables refer to is there, and clusters that nothing refers to can be
+//! there too: whoever opens the image for writing next sees the mark. QEMU checks it then; here, such clusters are cut
+//! off at the file's end, and those before it are given to parts of the disk that have none.
 
+mod write;
+
+use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::rc::Rc;
 
+use async_lock::Mutex;
 use serde_json::json;
 
 use super::table::TableCache;
-use super::{BackingLink, CheckReport, Description, Driver, Format, Image, OpenRequest, Progress, Repair};
-use crate::graph::{Extent, Io, IoBuf, NodeInfo, NodeRef, ReadNode, check_range, read_table};
+use super::{
+    BackingLink, CheckReport, Description, Driver, Format, Image, OpenRequest, OptionKind, OptionSpec,
+    Progress, Repair,
+};
+use crate::graph::{
+    Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, RangeLocks, check_range, check_write, read_table,
+};
 use crate::{Error, ErrorKind, SECTOR};
 
 /// QEMU enhanced disks.
@@ -15,8 +32,19 @@ pub static DRIVER: Driver = Driver {
     format: Format::Qed,
     probe: |sample| sample.head.starts_with(b"QED\0"),
     open: |request| Box::pin(open(request)),
-    create: None,
-    options: &[],
+    create: Some(|request| Box::pin(write::create(request))),
+    options: &[
+        OptionSpec {
+            name: "cluster_size",
+            kind: OptionKind::Size,
+            help: "what is allocated at once: 4 KiB to 64 MiB (64k)",
+        },
+        OptionSpec {
+            name: "table_size",
+            kind: OptionKind::Number,
+            help: "clusters of a table: 1, 2, 4, 8 or 16 (4)",
+        },
+    ],
 };
 
 const HEADER: usize = 64;
@@ -42,11 +70,24 @@ struct QedImage {
     /// Bytes of a table.
     table: u64,
     l1: u64,
-    size: u64,
-    dirty: bool,
-    link: Option<BackingLink>,
-    backing: Option<Rc<dyn Image>>,
+    size: Cell<u64>,
+    /// Bytes of the header.
+    header: u64,
+    features: Cell<u64>,
+    link: RefCell<Option<BackingLink>>,
+    /// Where the link's name is.
+    link_at: Cell<u64>,
+    backing: RefCell<Option<NodeRef>>,
     tables: TableCache,
+    /// Where the next cluster is taken.
+    next: Cell<u64>,
+    /// A cluster was taken and is not used: the mark stays.
+    leaked: Cell<bool>,
+    locks: RangeLocks,
+    /// Parts of the disk that get their second table.
+    table_locks: RangeLocks,
+    flushing: Mutex<()>,
+    marking: Mutex<()>,
 }
 
 /// What a cluster is.
@@ -59,6 +100,10 @@ enum Place {
 }
 
 async fn open(request: OpenRequest) -> Result<Rc<dyn Image>, Error> {
+    Ok(Rc::new(open_image(request).await?))
+}
+
+async fn open_image(request: OpenRequest) -> Result<QedImage, Error> {
     let OpenRequest { file, links, options } = request;
     let name = file.info().name.clone();
     let corrupt = |why: String| Error::corrupt(&name, why);
@@ -101,13 +146,38 @@ async fn open(request: OpenRequest) -> Result<Rc<dyn Image>, Error> {
         link = Some(BackingLink { name: text.to_owned(), format, identity: None });
     }
     let backing = match &link {
-        Some(link) if !options.no_backing => Some(links.open_backing(link).await?),
+        Some(link) if !options.no_backing => Some(links.open_backing(link).await? as NodeRef),
         _ => None,
     };
-    let info = NodeInfo { name: name.clone(), read_only: true, block: SECTOR as u32 };
+    let read_only = options.read_only || file.info().read_only;
+    let info = NodeInfo { name: name.clone(), read_only, block: SECTOR as u32 };
     let tables = TableCache::new(file.clone(), BLOCK as usize, CACHE);
-    let dirty = features & NEED_CHECK != 0;
-    Ok(Rc::new(QedImage { info, file, cluster, table, l1, size, dirty, link, backing, tables }))
+    let end = file.size().checked_next_multiple_of(cluster).filter(|&e| e <= i64::MAX as u64);
+    let end = end.ok_or_else(|| corrupt("the file is too long".to_owned()))?;
+    let image = QedImage {
+        info,
+        file,
+        cluster,
+        table,
+        l1,
+        size: Cell::new(size),
+        header: header.saturating_mul(cluster),
+        features: Cell::new(features),
+        link: RefCell::new(link),
+        link_at: Cell::new(u64::from(word(56))),
+        backing: RefCell::new(backing),
+        tables,
+        next: Cell::new(end),
+        leaked: Cell::new(false),
+        locks: RangeLocks::default(),
+        table_locks: RangeLocks::default(),
+        flushing: Mutex::new(()),
+        marking: Mutex::new(()),
+    };
+    if !read_only && features & NEED_CHECK != 0 {
+        image.recover().await?;
+    }
+    Ok(image)
 }
 
 impl QedImage {
@@ -169,9 +239,9 @@ impl QedImage {
 
     /// Reads what the image below has; zeros behind its end.
     async fn read_below(&self, offset: u64, mut buf: IoBuf) -> Result<IoBuf, Error> {
-        let there =
-            self.backing.as_ref().map_or(0, |b| b.size().saturating_sub(offset)).min(buf.len() as u64);
-        let Some(below) = self.backing.as_ref().filter(|_| there > 0) else {
+        let backing = self.backing.borrow().clone();
+        let there = backing.as_ref().map_or(0, |b| b.size().saturating_sub(offset)).min(buf.len() as u64);
+        let Some(below) = backing.filter(|_| there > 0) else {
             buf.fill(0);
             return Ok(buf);
         };
@@ -204,9 +274,15 @@ impl QedImage {
         free
     }
 
-    async fn check_tables(&self, progress: &Progress, report: &mut CheckReport) -> Result<(), Error> {
+    /// Checks the tables; the clusters of the file that are used.
+    async fn check_tables(
+        &self,
+        progress: &Progress,
+        report: &mut CheckReport,
+    ) -> Result<HashSet<u64>, Error> {
         let entries = self.table / 8;
-        report.total_clusters = self.size.div_ceil(self.cluster);
+        report.total_clusters = self.size.get().div_ceil(self.cluster);
+        report.image_end = self.header.max(self.l1 + self.table);
         let tables = report.total_clusters.div_ceil(entries);
         progress.total.set(tables);
         let mut used = HashSet::new();
@@ -224,6 +300,7 @@ impl QedImage {
                 }
                 Err(e) => return Err(e),
             };
+            report.image_end = report.image_end.max(l2 + self.table);
             if !self.claim(&mut used, l2, self.table) {
                 report.corruptions += 1;
                 report.say(format!("the second table {n} at {l2} shares its place with something else"));
@@ -255,30 +332,31 @@ impl QedImage {
                 if used.len() > MAX_CHECKED || looked > MAX_ENTRIES {
                     report.errors += 1;
                     report.say("it has more clusters than can be checked");
-                    return Ok(());
+                    return Ok(used);
                 }
             }
         }
         let clusters = self.file.size() / self.cluster;
         // The header is one, and what follows it is not known to be used or not.
         report.leaks = clusters.saturating_sub(1 + used.iter().filter(|&&n| n < clusters).count() as u64);
-        Ok(())
+        Ok(used)
     }
 }
 
-impl ReadNode for QedImage {
+impl Node for QedImage {
     fn info(&self) -> &NodeInfo {
         &self.info
     }
 
     fn size(&self) -> u64 {
-        self.size
+        self.size.get()
     }
 
     fn read(&self, offset: u64, mut buf: IoBuf) -> Io<'_, IoBuf> {
         Box::pin(async move {
             let len = buf.len() as u64;
             check_range(self, "read", offset, len)?;
+            let _shared = self.locks.lock(offset..offset + len, false).await;
             let mut done = 0;
             while done < len {
                 let (place, n) = self.run(offset + done, len - done).await?;
@@ -293,6 +371,29 @@ impl ReadNode for QedImage {
         })
     }
 
+    fn write(&self, offset: u64, data: IoData) -> Io<'_, ()> {
+        Box::pin(async move {
+            check_write(self, offset, data.len() as u64)?;
+            self.write_data(offset, data).await
+        })
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Io<'_, ()> {
+        Box::pin(async move {
+            check_write(self, offset, len)?;
+            self.zero_data(offset, len, unmap).await
+        })
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Io<'_, ()> {
+        // The format cannot give a cluster back.
+        Box::pin(async move { check_write(self, offset, len) })
+    }
+
+    fn flush(&self) -> Io<'_, ()> {
+        Box::pin(async move { if self.info.read_only { Ok(()) } else { self.commit().await } })
+    }
+
     fn status(&self, offset: u64, len: u64) -> Io<'_, Extent> {
         Box::pin(async move {
             check_range(self, "look at", offset, len)?;
@@ -301,7 +402,8 @@ impl ReadNode for QedImage {
             }
             // More is asked for in the next call: tables of a large disk are not read in one go.
             let (place, n) = self.run(offset, len.min(1024 * self.cluster)).await?;
-            match (place, &self.backing) {
+            let backing = self.backing.borrow().clone();
+            match (place, &backing) {
                 (Place::At(at), _) => Ok(Extent::stored(n, Some(at))),
                 (Place::Zero, _) => Ok(Extent::zeros(n)),
                 (Place::Below, None) => Ok(Extent::hole(n)),
@@ -316,9 +418,24 @@ impl ReadNode for QedImage {
         })
     }
 
+    fn resize(&self, size: u64) -> Io<'_, ()> {
+        Box::pin(async move {
+            check_write(self, 0, 0)?;
+            self.grow(size).await
+        })
+    }
+
     fn close(&self) -> Io<'_, ()> {
         Box::pin(async move {
-            if let Some(below) = &self.backing {
+            if !self.info.read_only {
+                let _alone = self.locks.lock(0..u64::MAX, true).await;
+                self.commit().await?;
+                if !self.leaked.get() {
+                    self.mark(false).await?;
+                }
+            }
+            let below = self.backing.borrow().clone();
+            if let Some(below) = below {
                 below.close().await?;
             }
             self.file.close().await
@@ -336,22 +453,38 @@ impl Image for QedImage {
         details.insert("table-size".into(), json!(self.table / self.cluster));
         Description {
             cluster_size: Some(self.cluster),
-            dirty: self.dirty,
-            backing: self.link.clone(),
+            dirty: self.features.get() & NEED_CHECK != 0,
+            backing: self.link.borrow().clone(),
             details,
             ..Description::default()
         }
     }
 
     fn backing(&self) -> Option<NodeRef> {
-        self.backing.clone().map(|b| b as NodeRef)
+        self.backing.borrow().clone()
     }
 
-    fn check<'a>(&'a self, _repair: Repair, progress: &'a Progress) -> Io<'a, CheckReport> {
+    fn check<'a>(&'a self, repair: Repair, progress: &'a Progress) -> Io<'a, CheckReport> {
         Box::pin(async move {
+            if repair != Repair::No {
+                check_write(self, 0, 0)?;
+            }
+            let _alone = self.locks.lock(0..u64::MAX, true).await;
             let mut report = CheckReport::default();
-            self.check_tables(progress, &mut report).await?;
+            let used = self.check_tables(progress, &mut report).await?;
+            if repair != Repair::No && report.corruptions + report.errors == 0 {
+                self.use_up(&used, report.image_end).await?;
+                report.leaks_fixed = report.leaks;
+            }
             Ok(report)
+        })
+    }
+
+    fn set_backing<'a>(&'a self, link: Option<&'a BackingLink>) -> Io<'a, ()> {
+        Box::pin(async move {
+            check_write(self, 0, 0)?;
+            let _alone = self.locks.lock(0..u64::MAX, true).await;
+            self.write_link(link).await
         })
     }
 }

@@ -160,6 +160,17 @@ impl Image for RawImage {
         None
     }
 
+    fn preallocate<'a>(&'a self, offset: u64, len: u64, how: &'a str) -> Io<'a, ()> {
+        Box::pin(async move {
+            check_write(self, offset, len)?;
+            match how {
+                "full" => crate::graph::write_zero_bytes(&*self.file, offset, len).await,
+                "falloc" => self.file.write_zeroes(offset, len, false).await,
+                _ => Err(unsupported(self.info(), Format::Raw, "reserve space by metadata in")),
+            }
+        })
+    }
+
     fn check<'a>(&'a self, _repair: Repair, _progress: &'a Progress) -> Io<'a, CheckReport> {
         Box::pin(async move { Err(unsupported(self.info(), Format::Raw, "check")) })
     }

@@ -106,7 +106,7 @@ pub trait Node {
     /// Each sector has its old or its new contents then.
     fn write(&self, offset: u64, data: IoData) -> Io<'_, ()>;
     /// Makes the range read as zeros. With `unmap`, its space may be given back; without, what is allocated
-    /// stays allocated.
+    /// stays allocated, and an image notes the zeros where it has a note for them.
     ///
     /// # Errors
     /// As for a write.

@@ -6,7 +6,7 @@ use super::plan::{Kind, Plan};
 use super::{CopyOptions, CopyReport, copy};
 use crate::format::image::unsupported;
 use crate::format::{Image, Progress};
-use crate::graph::{IoBuf, IoData, Node, is_zero};
+use crate::graph::{IoBuf, IoData, Node, is_zero, write_zero_bytes};
 use crate::{Error, SECTOR};
 
 /// Writes what an image itself has into the image below it, `base`, which becomes longer if it has to. `top` is open
@@ -142,9 +142,25 @@ impl Keeper<'_> {
         Ok(written)
     }
 
+    /// Zeros that are the image's own: where nothing is below now, no note of them may be needed, but later one is.
+    async fn write_zeros(&self, place: u64, len: u64) -> Result<(), Error> {
+        self.top.write_zeroes(place, len, false).await?;
+        let mut at = place;
+        let end = place + len;
+        while at < end {
+            let extent = self.top.status(at, end - at).await?;
+            let n = extent.len.clamp(1, end - at);
+            if !extent.present || extent.depth > 0 {
+                write_zero_bytes(self.top, at, n).await?;
+            }
+            at += n;
+        }
+        Ok(())
+    }
+
     async fn write(&self, mut at: u64, mut data: IoData) -> Result<(), Error> {
         if is_zero(&data) {
-            return self.top.write_zeroes(at, data.len() as u64, true).await;
+            return self.write_zeros(at, data.len() as u64).await;
         }
         if !self.compress {
             return self.top.write(at, data).await;
@@ -155,7 +171,7 @@ impl Keeper<'_> {
             data = data.slice(..n as usize);
             let whole = n == self.grain || (at.is_multiple_of(self.grain) && at + n == self.top.size());
             if is_zero(&data) {
-                self.top.write_zeroes(at, n, true).await?;
+                self.write_zeros(at, n).await?;
             } else if whole {
                 let packed = self.top.write_compressed(at, data);
                 packed.ok_or_else(|| unsupported(self.top.info(), self.top.format(), "compress in"))?.await?;

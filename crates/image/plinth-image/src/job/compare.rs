@@ -159,7 +159,13 @@ impl Walk<'_> {
 
 async fn bytes(node: &dyn Node, pair: &Pair, kind: Kind) -> Result<Option<IoBuf>, Error> {
     match kind {
-        Kind::Data => node.read(pair.at, IoBuf::new(pair.len as usize)).await.map(Some),
+        Kind::Data => {
+            let failed = |e| Error {
+                context: format!("Error while reading offset {} of {}", pair.at, node.info().name),
+                ..e
+            };
+            node.read(pair.at, IoBuf::new(pair.len as usize)).await.map(Some).map_err(failed)
+        }
         _ => Ok(None),
     }
 }

@@ -198,7 +198,7 @@ impl Copier<'_> {
         let Some(data) = data else {
             return match run.kind {
                 Kind::Absent => vec![Step::Nothing(run.len)],
-                _ if self.options.zero_run == 0 && !self.options.compress => self.written_zeros(at, run.len),
+                _ if self.options.zero_run == 0 => self.written_zeros(at, run.len),
                 _ => vec![Step::Zero(at, run.len)],
             };
         };
@@ -209,7 +209,7 @@ impl Copier<'_> {
                 .map(|r| {
                     let place = at + r.start as u64;
                     let part = data.slice(r);
-                    if is_zero(&part) {
+                    if self.options.zero_run > 0 && is_zero(&part) {
                         Step::Zero(place, part.len() as u64)
                     } else {
                         Step::Data(place, part)
@@ -231,7 +231,8 @@ impl Copier<'_> {
 
     /// A hole that is to be written as data.
     fn written_zeros(&self, at: u64, len: u64) -> Vec<Step> {
-        let zeros = IoBuf::zeroed(len.min(self.options.piece) as usize).freeze();
+        let most = if self.options.compress { self.align } else { self.options.piece };
+        let zeros = IoBuf::zeroed(len.min(most) as usize).freeze();
         let step = zeros.len() as u64;
         (0..len.div_ceil(step))
             .map(|n| Step::Data(at + n * step, zeros.slice(..step.min(len - n * step) as usize)))

@@ -219,7 +219,11 @@ impl Check<'_> {
                 continue;
             }
             if host >= self.file_end {
-                self.corrupt(format!("the data cluster at {host:#x} is beyond the file's end"));
+                self.corrupt(format!(
+                    "ERROR: counting reference for region exceeding the end of the file by one cluster or more: \
+                     offset {host:#x} size {:#x}",
+                    core.cluster
+                ));
                 continue;
             }
             self.flags_doubtful |= table.active && word & COPIED == 0;
@@ -369,6 +373,7 @@ impl Check<'_> {
         let (start, limit) = (self.counter.start, self.counter.limit);
         let table = core.refs.table.borrow().clone();
         let mut fixes = Vec::new();
+        let mut repairs = Vec::new();
         let cluster = core.cluster;
         let mut seen = HashSet::new();
         let last = (self.counter.end.min(limit).div_ceil(per)).max(table.len() as u64);
@@ -424,18 +429,26 @@ impl Check<'_> {
                 if stored == right || c < start || c >= limit {
                     continue;
                 }
+                // The flags say what the counts say.
+                self.flags_doubtful = true;
                 let report = &mut self.report;
+                // In QEMU's words, which scripts look for.
+                let (mended, kind) = match stored < right {
+                    true => (repair == Repair::All, "ERROR"),
+                    false => (repair != Repair::No, "Leaked"),
+                };
+                let what = format!("cluster {c} refcount={stored} reference={right}");
+                report.say(format!("{kind} {what}"));
+                if mended && repairs.len() < CheckReport::MESSAGES {
+                    repairs.push(format!("Repairing {what}"));
+                }
                 if stored < right {
                     report.corruptions += 1;
-                    report
-                        .say(format!("cluster {c} is counted {stored} times and referred to {right} times"));
                     if repair == Repair::All {
                         fixes.push((c, right));
                     }
                 } else {
                     report.leaks += 1;
-                    report
-                        .say(format!("cluster {c} leaks: counted {stored} times, referred to {right} times"));
                     if repair != Repair::No {
                         fixes.push((c, right));
                     }
@@ -447,6 +460,7 @@ impl Check<'_> {
                 }
             }
         }
+        repairs.into_iter().for_each(|r| self.report.say(r));
         Ok(fixes)
     }
 }
@@ -514,14 +528,11 @@ impl Core {
     pub async fn check_all(&self, repair: Repair, progress: &Progress) -> Result<CheckReport, Error> {
         let (mut report, doubtful) = self.check_counts(repair, progress).await?;
         if doubtful && self.data.is_none() {
-            let wrong = self.mend_flags(repair == Repair::All).await?;
+            let wrong = self.mend_flags(repair == Repair::All, Some(&mut report)).await?;
             report.corruptions += wrong;
             if repair == Repair::All {
                 self.commit_with(true).await?;
                 report.corruptions_fixed += wrong;
-            }
-            if wrong > 0 {
-                report.say(format!("{wrong} entries have a wrong flag for being the only reference"));
             }
         }
         if repair == Repair::All && report.is_clean() {
@@ -551,8 +562,11 @@ impl Core {
 
     /// Compares the flags of the active tables with the counts; how many are wrong. With `mend`, they are not
     /// any more.
-    pub async fn mend_flags(&self, mend: bool) -> Result<u64, Error> {
+    pub async fn mend_flags(&self, mend: bool, report: Option<&mut CheckReport>) -> Result<u64, Error> {
         let mut wrong = 0;
+        let mut unread = CheckReport::default();
+        let report = report.unwrap_or(&mut unread);
+        let kind = if mend { "Repairing" } else { "ERROR" };
         let count = self.l1.borrow().entries.len();
         let slice = self.l2.block_size() as u64;
         for index in 0..count {
@@ -561,9 +575,13 @@ impl Core {
             if table >= self.file.size() {
                 continue;
             }
-            let alone = self.refs.get(table >> self.bits).await? == 1;
+            let count = self.refs.get(table >> self.bits).await?;
+            let alone = count == 1;
             if alone != (entry & COPIED != 0) {
                 wrong += 1;
+                report.say(format!(
+                    "{kind} OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={count}"
+                ));
                 if mend {
                     self.l1.borrow_mut().set(index, if alone { entry | COPIED } else { entry & !COPIED });
                     self.changed();
@@ -577,11 +595,16 @@ impl Core {
                 });
                 for (i, old) in entries.into_iter().enumerate() {
                     let Some(host) = self.host(old).filter(|h| h % self.cluster == 0) else { continue };
-                    let alone = self.refs.get(host >> self.bits).await? == 1;
+                    let count = self.refs.get(host >> self.bits).await?;
+                    let alone = count == 1;
                     if alone == (old.word & COPIED != 0) {
                         continue;
                     }
                     wrong += 1;
+                    report.say(format!(
+                        "{kind} OFLAG_COPIED data cluster: l2_entry={:x} refcount={count}",
+                        old.word
+                    ));
                     if mend {
                         let word = if alone { old.word | COPIED } else { old.word & !COPIED };
                         block.change(|b| self.write_entry(b, i, Entry { word, ..old }));

@@ -385,15 +385,21 @@ impl Core {
             let whole = to.max(data.size());
             fill(data, from, whole - from).await?;
         }
+        let within = from % self.cluster;
+        if within != 0 && self.data.is_none() {
+            // The rest of a cluster that is there: its space may not be.
+            let entry = self.entries(at, 1).await?[0];
+            if let Some(host) = self.host(entry).filter(|_| entry.word & COPIED != 0) {
+                fill(&self.file, host + within, (self.cluster - within).min(to - from)).await?;
+            }
+        }
         while at < last {
             let old = self.entries(at, (last - at).min(AT_ONCE)).await?;
-            let free =
-                old.iter().take_while(|e| self.host(**e).is_none() && e.word == 0 && e.bitmap == 0).count();
+            // Notes of zeros stay, and get a place too.
+            let bare = |e: &&Entry| self.host(**e).is_none() && e.word & !ZERO == 0 && e.bitmap as u32 == 0;
+            let free = old.iter().take_while(bare).count();
             if free == 0 {
-                at += old
-                    .iter()
-                    .take_while(|e| self.host(**e).is_some() || e.word != 0 || e.bitmap != 0)
-                    .count() as u64;
+                at += old.iter().take_while(|e| !bare(e)).count() as u64;
                 continue;
             }
             let all = |host: u64, count: u64| {
@@ -406,7 +412,11 @@ impl Core {
                     false => 0,
                 };
                 let word = COPIED | if self.crypt.is_some() && !self.extended { ZERO } else { 0 };
-                let entry = |n: u64| Entry { word: (host + (n << self.bits)) | word, bitmap };
+                let entry = |n: u64| {
+                    let old = old[n as usize];
+                    let bitmap = if old.bitmap == 0 { bitmap } else { old.bitmap };
+                    Entry { word: (host + (n << self.bits)) | word | old.word & ZERO, bitmap }
+                };
                 (0..count).map(entry).collect::<Vec<_>>()
             };
             if self.data.is_some() {

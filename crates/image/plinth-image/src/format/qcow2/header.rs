@@ -236,7 +236,8 @@ impl Header {
         header.parse_extensions(name, head, area_end)?;
         let unknown = header.incompatible & !KNOWN_INCOMPATIBLE;
         if unknown != 0 {
-            let why = format!("it needs what Plinth does not know: {}", header.feature_names(0, unknown));
+            // In QEMU's words, which scripts look for.
+            let why = format!("Unsupported qcow2 feature(s): {}", header.feature_names(0, unknown));
             return Err(unsupported(why));
         }
         if backing_at != 0 {
@@ -340,7 +341,8 @@ impl Header {
             return limit("refcount table", reftable, MAX_REFTABLE);
         }
         if self.size.div_ceil(self.l2_span()) > u64::from(self.l1_size) {
-            return corrupt("its L1 table is too small for the disk".to_owned());
+            let too_big = self.size.div_ceil(self.l2_span()) > MAX_L1 / 8;
+            return corrupt(if too_big { "Image is too big" } else { "L1 table is too small" }.to_owned());
         }
         if self.extended_l2() && self.cluster_bits < 14 {
             return corrupt("its clusters are too small for extended L2 entries".to_owned());
@@ -367,15 +369,22 @@ impl Header {
     /// Names of the features of `bits`, out of the image's own table or by number.
     fn feature_names(&self, kind: u8, bits: u64) -> String {
         let table = self.extension(EXT_FEATURES).unwrap_or_default();
-        let name = |bit: u8| {
-            let own = table.chunks_exact(48).find(|e| e[0] == kind && e[1] == bit).map(|e| {
-                let text = e[2..].split(|&b| b == 0).next().unwrap_or_default();
-                // It goes to a terminal.
-                String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).collect::<String>()
-            });
-            own.filter(|n| !n.is_empty()).unwrap_or_else(|| format!("feature bit {bit}"))
-        };
-        let names: Vec<_> = (0..64u8).filter(|b| bits >> b & 1 != 0).map(name).collect();
+        let mut unnamed = bits;
+        let mut names = Vec::new();
+        // The last name may be cut off.
+        for entry in table.chunks(48).filter(|e| e.len() > 2 && e[0] == kind && e[1] < 64) {
+            let bit = 1 << entry[1];
+            let text = entry[2..].split(|&b| b == 0).next().unwrap_or_default();
+            // It goes to a terminal.
+            let text: String = String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).collect();
+            if unnamed & bit != 0 && !text.is_empty() {
+                unnamed &= !bit;
+                names.push(text);
+            }
+        }
+        if unnamed != 0 {
+            names.push(format!("Unknown incompatible feature: {unnamed:x}"));
+        }
         names.join(", ")
     }
 

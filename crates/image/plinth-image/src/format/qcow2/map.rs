@@ -199,7 +199,9 @@ impl Core {
             let same = self.kind(entry, within / unit) == Some(kind)
                 && (entry.word & COPIED != 0 || self.data.is_some()) == copied
                 && match (kind, run.host) {
-                    (Kind::Data, Some(h)) => self.host(entry).is_some_and(|n| n + within == h + run.len),
+                    (Kind::Data | Kind::Zero, Some(h)) => {
+                        self.host(entry).is_some_and(|n| n + within == h + run.len)
+                    }
                     (_, host) => self.host(entry).is_some() == host.is_some(),
                 };
             if !same {

@@ -393,9 +393,9 @@ impl Image for Qcow2 {
         let mut put = |name: &str, value| _ = details.insert(name.to_owned(), value);
         put("compat", json!(if header.version >= 3 { "1.1" } else { "0.10" }));
         put("compression-type", json!(header.compression.name()));
+        put("refcount-bits", json!(header.refcount_bits()));
         if header.version >= 3 {
             put("lazy-refcounts", json!(header.compatible & header::LAZY_REFCOUNTS != 0));
-            put("refcount-bits", json!(header.refcount_bits()));
             put("corrupt", json!(header.incompatible & header::CORRUPT != 0));
             put("extended-l2", json!(header.extended_l2()));
             let bitmaps = self.core.bitmaps.describe();
@@ -458,6 +458,15 @@ impl Image for Qcow2 {
             check_write(self, 0, 0)?;
             let _alone = self.core.locks.lock(0..u64::MAX, true).await;
             self.core.set_backing(link).await
+        })
+    }
+
+    fn preallocate<'a>(&'a self, offset: u64, len: u64, how: &'a str) -> Io<'a, ()> {
+        Box::pin(async move {
+            check_write(self, offset, len)?;
+            let _alone = self.core.locks.lock(0..u64::MAX, true).await;
+            self.core.begin_change(offset, len).await?;
+            self.core.preallocate(offset, offset + len, how).await
         })
     }
 

@@ -133,7 +133,8 @@ impl Core {
         while run.len < len && looks < 4096 && !matches!(run.kind, Kind::Compressed) {
             let next = self.lookup(view, offset + run.len, len - run.len).await?;
             let follows = match (run.kind, run.host) {
-                (Kind::Data, Some(h)) => next.host == Some(h + run.len),
+                (Kind::Data | Kind::Zero, Some(h)) => next.host == Some(h + run.len),
+                (Kind::Zero, None) => next.host.is_none(),
                 _ => true,
             };
             if next.kind != run.kind || !follows {
@@ -145,7 +146,7 @@ impl Core {
         Ok(match run.kind {
             Kind::Data => self.stored(run).await?,
             Kind::Compressed => Extent { compressed: true, ..Extent::stored(run.len, None) },
-            Kind::Zero => Extent::zeros(run.len),
+            Kind::Zero => Extent { host: run.host, ..Extent::zeros(run.len) },
             Kind::Unallocated => {
                 let backing = self.backing.borrow().clone();
                 match backing {

@@ -23,8 +23,7 @@ impl Core {
             return Ok(());
         }
         if !self.v3() && !self.snapshots.borrow().is_empty() {
-            let why =
-                "version 2 does not record the sizes of snapshots: amend it to compat=1.1, or delete them";
+            let why = "Can't resize a v2 image which has snapshots";
             return Err(self.cannot_resize(ErrorKind::Unsupported, why));
         }
         self.load_bitmaps_to_resize().await?;

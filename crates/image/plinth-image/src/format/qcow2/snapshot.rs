@@ -262,7 +262,7 @@ impl Core {
             space.keep();
             self.file.write(l1_offset, IoData::copy_of(&bytes)).await?;
             self.adjust(&entries, true).await?;
-            self.mend_flags(true).await?;
+            self.mend_flags(true, None).await?;
             let mut all = self.snapshots.borrow().clone();
             all.push(Entry { l1_offset, l1_size: entries.len() as u32, info: made, extra: Vec::new() });
             self.switch_snapshots(all).await?;
@@ -284,7 +284,7 @@ impl Core {
             self.adjust(&entries, false).await?;
             let clusters = (u64::from(snapshot.l1_size) * 8).div_ceil(self.cluster).max(1);
             self.free(&[Freed::table(snapshot.l1_offset >> self.bits, clusters)]).await?;
-            self.mend_flags(true).await.map(drop)
+            self.mend_flags(true, None).await.map(drop)
         })
         .await
     }
@@ -314,7 +314,7 @@ impl Core {
             self.move_l1(new, |h| h.size = size).await?;
             self.size.set(size);
             self.adjust(&old, false).await?;
-            self.mend_flags(true).await.map(drop)
+            self.mend_flags(true, None).await.map(drop)
         })
         .await
     }
@@ -333,7 +333,7 @@ impl Core {
             let old = self.l1.borrow().entries.clone();
             self.move_l1(vec![0; old.len()], |_| {}).await?;
             self.adjust(&old, false).await?;
-            self.mend_flags(true).await.map(drop)
+            self.mend_flags(true, None).await.map(drop)
         })
         .await
     }

@@ -107,7 +107,7 @@ impl Core {
         let untouched = old.word & COMPRESSED == 0 && host.is_none();
         if !self.v3() {
             return match untouched {
-                true if bare => Some(old),
+                true if bare && unmap => Some(old),
                 false if bare && unmap => Some(Entry::default()),
                 _ => None,
             };
@@ -115,12 +115,12 @@ impl Core {
         let kept = host.is_some() && !unmap && (old.word & COPIED != 0 || self.data.is_some());
         if !self.extended {
             return Some(match () {
-                () if untouched && old.word & ZERO == 0 && bare => old,
+                () if untouched && old.word & ZERO == 0 && bare && unmap => old,
                 () if kept => Entry { word: old.word | ZERO, bitmap: 0 },
                 () => Entry { word: ZERO, bitmap: 0 },
             });
         }
-        if untouched && old.bitmap == 0 && bare {
+        if untouched && old.bitmap == 0 && bare && unmap {
             return Some(old);
         }
         let whole = part.end - part.start == self.cluster;

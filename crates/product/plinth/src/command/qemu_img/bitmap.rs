@@ -14,10 +14,12 @@ pub fn run(args: Vec<String>) -> Result {
         ("enable", false, "enable"),
         ("disable", false, "disable"),
         ("merge", true, "merge"),
+        ("granularity", true, "g"),
     ];
     let parsed = parse(args, "hb:f:F:g:", &long)?;
     let granularity = parsed.value("g").map(|g| number("granularity", g)).transpose()?;
-    let actions: Vec<_> = parsed.options.iter().filter(|o| long.iter().any(|l| l.2 == o.0)).collect();
+    let actions: Vec<_> =
+        parsed.options.iter().filter(|o| o.0 != "g" && long.iter().any(|l| l.2 == o.0)).collect();
     let [file, name] = &parsed.rest[..] else {
         return Err(Exit::failed("Expecting filename and bitmap name"));
     };
@@ -40,7 +42,8 @@ pub fn run(args: Vec<String>) -> Result {
         let target = image(file, parsed.value("f"), parsed.has("image-opts"), &how).await?;
         let other = match parsed.value("b") {
             Some(source) => {
-                let how = How { read_only: true, ..how.clone() };
+                // It may be the same file: only its bitmap is read.
+                let how = How { read_only: true, share: true, no_backing: true, ..how.clone() };
                 Some(image(source, parsed.value("F"), false, &how).await?)
             }
             None => None,

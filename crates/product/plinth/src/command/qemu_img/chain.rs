@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use plinth_image::ErrorKind;
-use plinth_image::format::{Image, backing_path};
+use plinth_image::format::{BackingLink, Image, backing_path};
 use plinth_image::graph::Node;
 use plinth_image::job;
 
@@ -26,10 +26,14 @@ pub fn commit(args: Vec<String>) -> Result {
     let cache = cache(mode).ok_or_else(|| Exit::failed(format!("Invalid cache option: {mode}")))?;
     parsed.value("r").map(|r| number("rate limit", r)).transpose()?;
     let opts = parsed.has("image-opts");
-    let top_how = How { cache, no_backing: true, ..how(&parsed, true)? };
+    // With a base further down, the images between keep what they have: others may stand on them.
+    let drop = parsed.has("d") || parsed.has("b");
+    let below_how = How { cache, no_backing: true, ..how(&parsed, true)? };
+    let top_how = How { read_only: drop, ..below_how.clone() };
     block_on(async {
         with_progress(parsed.has("p") && !parsed.has("q"), async |progress| {
-            let mut top = image(name, parsed.value("f"), opts, &top_how).await?;
+            let first = image(name, parsed.value("f"), opts, &top_how).await?;
+            let mut top = first.clone();
             let mut file = path(name, opts).unwrap_or_default();
             // Every image between the top and the base is written down, the lowest first.
             let mut chain: Vec<Rc<dyn Image>> = Vec::new();
@@ -42,26 +46,40 @@ pub fn commit(args: Vec<String>) -> Result {
                 };
                 let real = backing_path(&file, &below.name, &trust(&top_how)).map_err(failed)?;
                 let shown = real.to_str().unwrap_or_default().to_owned();
-                let wanted = parsed
-                    .value("b")
-                    .is_none_or(|b| b == below.name || std::fs::canonicalize(b).is_ok_and(|b| b == real));
+                // A base is named as the images name it: as seen from the image above.
+                let meant = |base: &str| beside(&file.display().to_string(), base);
+                let wanted = parsed.value("b").is_none_or(|b| {
+                    b == below.name || std::fs::canonicalize(meant(b)).is_ok_and(|b| b == real)
+                });
                 chain.push(top);
                 let below_format = below.format.map(qemu_name);
                 if wanted {
-                    let base_how = How { read_only: false, ..top_how.clone() };
+                    let base_how = How { read_only: false, ..below_how.clone() };
                     let base = image(&shown, below_format, false, &base_how).await?;
                     while let Some(layer) = chain.pop() {
-                        job::commit(&*layer, &*base, progress).await.map_err(failed)?;
+                        let written = job::commit(&*layer, &*base, progress).await;
+                        written.map_err(|e| Exit::failed(format!("Block job failed: {}", reason(&e))))?;
                     }
-                    return base.close().await.map_err(failed);
+                    base.close().await.map_err(failed)?;
+                    return if drop { Ok(()) } else { empty(&*first, name).await };
                 }
-                top = image(&shown, below_format, false, &top_how).await?;
+                top = image(&shown, below_format, false, &below_how).await?;
                 file = real;
             }
         })
         .await
     })?;
     if parsed.has("q") { Ok(()) } else { say("Image committed.\n") }
+}
+
+/// Takes away what an image has itself, all of which the one below has too; formats that cannot do it keep it.
+async fn empty(image: &dyn Image, name: &str) -> Result {
+    let explain = |e: plinth_image::Error| Exit::failed(format!("Could not empty {name}: {}", reason(&e)));
+    match image.make_empty().await {
+        Err(e) if e.kind == ErrorKind::Unsupported => {}
+        done => done.map_err(explain)?,
+    }
+    image.close().await.map_err(explain)
 }
 
 /// `qemu-img rebase`.
@@ -80,6 +98,10 @@ pub fn rebase(args: Vec<String>) -> Result {
         None => None,
     };
     let opts = parsed.has("image-opts");
+    if unsafe_mode && !base.is_empty() && base_format.is_none() {
+        let why = "backing format must be specified";
+        return Err(Exit::failed(format!("Could not change the backing file to '{base}': {why}")));
+    }
     let new_path = beside(&path(file, opts).unwrap_or_default().display().to_string(), base);
     let top_how = How { cache, no_backing: unsafe_mode, share: false, ..how(&parsed, false)? };
     block_on(async {
@@ -89,11 +111,7 @@ pub fn rebase(args: Vec<String>) -> Result {
             let shown = new_path.to_str().unwrap_or(base);
             if unsafe_mode {
                 let identity = None;
-                new_link = Some(plinth_image::format::BackingLink {
-                    name: base.to_owned(),
-                    format: base_format,
-                    identity,
-                });
+                new_link = Some(BackingLink { name: base.to_owned(), format: base_format, identity });
             } else {
                 let how = How {
                     read_only: true,
@@ -109,9 +127,8 @@ pub fn rebase(args: Vec<String>) -> Result {
                         }
                         other => other,
                     })?;
-                let mut new = link(file, base, Some(opened.format()), &how).await?.0.link;
-                new.format = base_format;
-                new_link = Some(new);
+                let (new, _) = link(file, base, Some(opened.format()), &how).await?;
+                new_link = Some(BackingLink { format: base_format, ..new.link });
                 below = Some(opened);
             }
         }
@@ -121,9 +138,8 @@ pub fn rebase(args: Vec<String>) -> Result {
         }
         with_progress(parsed.has("p") && !parsed.has("q"), async |progress| {
             if !unsafe_mode {
-                job::rebase_safe(&*top, below.as_deref().map(|b| b as &dyn Node), parsed.has("c"), progress)
-                    .await
-                    .map_err(failed)?;
+                let new = below.as_deref().map(|b| b as &dyn Node);
+                job::rebase_safe(&*top, new, parsed.has("c"), progress).await.map_err(failed)?;
             }
             top.set_backing(new_link.as_ref()).await.map_err(|e| {
                 let why = match e.kind {

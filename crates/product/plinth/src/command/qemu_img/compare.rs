@@ -33,7 +33,14 @@ pub fn run(args: Vec<String>) -> Result {
         let b = image(second, parsed.value("F"), opts, &how).await.map_err(|e| code(e, 2))?;
         with_progress(shown, async |progress| {
             let compared = job::compare(&*a, &*b, CompareOptions { strict }, progress).await;
-            compared.map_err(|e| Exit::Failed(format!("Error while reading: {}", reason(&e)), 4))
+            compared.map_err(|e| {
+                super::warn(&format!("{}: {}", e.context, reason(&e)));
+                if a.size() != b.size() && !strict && !quiet {
+                    // Nothing is to be done about an output that is gone.
+                    let _ = say("Warning: Image size mismatch!\n");
+                }
+                Exit::Code(4)
+            })
         })
         .await
     })?;

@@ -7,11 +7,13 @@ use plinth_image::format::{Backing, Format, Image, Options, Progress};
 use plinth_image::graph::{Cache, NodeRef};
 use plinth_image::job::{self, ConvertRequest, CopyOptions};
 
-use super::create::{create_reason, link, output, secret};
+use super::create::{create_reason, link, secret};
 use super::getopt::{Parsed, parse};
 use super::names::{cache, format, known_format, number, number_between, qemu_name};
 use super::open::{How, how, image};
 use super::options::{NewOptions, can_have_backing, collect, help, help_wanted, sort};
+use super::refusal::refusal;
+use super::target::Target;
 use super::{Exit, Result, block_on, reason, say, warn};
 
 /// Runs a job and shows how far it is, if `shown`.
@@ -45,7 +47,7 @@ const SHORT: &str = "hf:O:B:CcF:o:l:S:pt:T:qnm:WUr:";
 pub fn snapshot_name(parsed: &Parsed) -> Result<Option<String>> {
     let Some(text) = parsed.value("l") else { return Ok(None) };
     let Some(_) = text.strip_prefix("snapshot.") else { return Ok(Some(text.to_owned())) };
-    let map = super::open::keys(text, "snapshot");
+    let map = super::tree::keys(text, "snapshot");
     if let Some(bad) = map.keys().find(|k| !matches!(k.as_str(), "snapshot.id" | "snapshot.name")) {
         warn(&format!("Invalid parameter '{bad}'"));
         return Err(Exit::failed(format!("Failed in parsing snapshot param '{text}'")));
@@ -179,12 +181,13 @@ fn check_bitmaps(parsed: &Parsed, source: Option<&dyn Image>, sources: usize) ->
     let Some(bitmaps) = source.and_then(|s| s.bitmaps()) else {
         return Err(Exit::failed("Source lacks bitmap support"));
     };
-    let broken: Vec<String> = bitmaps.list().into_iter().filter(|b| b.in_use).map(|b| b.name).collect();
+    // QEMU looks at the newest first.
+    let broken: Vec<String> = bitmaps.list().into_iter().rev().filter(|b| b.in_use).map(|b| b.name).collect();
     if let Some(name) = broken.first()
         && !parsed.has("skip-broken-bitmaps")
     {
         return Err(Exit::failed(format!(
-            "Cannot copy inconsistent bitmap '{name}'\nTry --skip-broken-bitmaps, or use 'qemu-img bitmap --remove'"
+            "Cannot copy inconsistent bitmap '{name}'\nTry --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it"
         )));
     }
     Ok(broken)
@@ -287,7 +290,7 @@ impl Job<'_> {
             if !can_compress(out) {
                 return Err(Exit::failed("Compression not supported for this file format"));
             }
-            if new.own.text("encrypt.format").is_some() || new.own.flag("encryption") == Some(true) {
+            if new.own.text("encrypt.format").is_some() {
                 return Err(Exit::failed("Compression and encryption not supported at the same time"));
             }
             if new.own.text("preallocation").is_some_and(|p| p != "off") {
@@ -296,13 +299,17 @@ impl Job<'_> {
         }
         let target = self.target;
         let failed = |why: String| Exit::failed(format!("{target}: error while converting {name}: {why}"));
+        let bytes = nodes.iter().fold(0, |sum: u64, n| sum.saturating_add(n.size()));
         let mut backing: Option<Backing> = None;
         if let Some(below) = &new.backing {
             let below_format = new.backing_format.as_deref().and_then(format);
             backing = Some(link(target, below, below_format, self.from).await?.0);
         }
-        let secret = secret(&new.own, self.from)?;
-        let files = output(target, self.target_cache()?)?;
+        if let Some(why) = refusal(out, &new, bytes) {
+            return Err(failed(why));
+        }
+        let secret = secret(&new, self.from).map_err(failed)?;
+        let files = Target::new(target, self.target_cache()?).await?;
         let layers = backing.as_ref().map(|_| 1);
         let copy = CopyOptions { layers, ..self.copy.clone() };
         let options: &Options = &new.own;
@@ -336,11 +343,10 @@ impl Job<'_> {
             return Err(Exit::failed(format!("Format driver '{name}' does not support bitmaps")));
         };
         let Some(from) = self.bitmaps_of.as_deref().and_then(|i| i.bitmaps()) else { return Ok(()) };
-        for bitmap in from.list() {
-            if self.broken.contains(&bitmap.name) {
-                warn(&format!("warning: Skipping inconsistent bitmap '{}'", bitmap.name));
-                continue;
-            }
+        for name in &self.broken {
+            warn(&format!("warning: Skipping inconsistent bitmap '{name}'"));
+        }
+        for bitmap in from.list().into_iter().filter(|b| !self.broken.contains(&b.name)) {
             let failed = |e: plinth_image::Error| {
                 Exit::failed(format!("Failed to create bitmap {}: {}", bitmap.name, reason(&e)))
             };
@@ -393,7 +399,7 @@ pub fn dd(args: Vec<String>) -> Result {
                 create_reason(&e, target)
             ))
         };
-        let files = output(target, Cache::Direct)?;
+        let files = Target::new(target, Cache::Direct).await?;
         let made = job::create(&files, format, end - start, &Options::default(), None, None)
             .await
             .map_err(failed)?;

@@ -2,26 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
-use plinth_image::format::{Backing, BackingLink, Format, OutputFiles};
+use plinth_image::format::{Backing, BackingLink, Format};
 use plinth_image::graph::{Cache, IoBuf};
 use plinth_image::job;
 
 use super::getopt::parse;
-use super::open::{How, image, secrets};
-use super::options::{can_have_backing, collect, formatting, help, help_wanted, sort};
+use super::open::{How, image};
+use super::options::{NewOptions, can_have_backing, collect, formatting, help, help_wanted, sort};
+use super::refusal::refusal;
+use super::secret::{passphrase, secrets};
+use super::target::Target;
 use super::{Exit, Result, block_on, names, reason, say};
 
 /// The path of a backing image, as seen from the image that names it.
 pub fn beside(file: &str, backing: &str) -> PathBuf {
     let folder = Path::new(file).parent().unwrap_or(Path::new(""));
     folder.join(backing.strip_prefix("file:").unwrap_or(backing))
-}
-
-/// The files of a new image. Where the name is a link, the file behind it is replaced, not the link.
-pub fn output(file: &str, cache: Cache) -> Result<OutputFiles> {
-    let path = Path::new(file.strip_prefix("file:").unwrap_or(file));
-    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    OutputFiles::new(&real, cache).map_err(|e| Exit::failed(format!("{file}: {}", create_reason(&e, file))))
 }
 
 /// Why a file cannot be created, in QEMU's words where it has them.
@@ -62,7 +58,7 @@ pub fn run(args: Vec<String>) -> Result {
         }
     }
     let failed = |why: String| Exit::failed(format!("{file}: {why}"));
-    let format = names::format(name).ok_or_else(|| failed(format!("Unknown file format '{name}'")))?;
+    let format = names::format(name).ok_or_else(|| failed(names::unknown(name)))?;
     if format.driver().is_none_or(|d| d.create.is_none()) {
         return Err(failed(format!("Format driver '{name}' does not support image creation")));
     }
@@ -99,9 +95,13 @@ pub fn run(args: Vec<String>) -> Result {
     let how = How { secrets: secrets(&parsed)?, ..How::default() };
     block_on(async {
         let below_format = match &new.backing_format {
-            Some(f) => {
-                Some(names::format(f).ok_or_else(|| failed(format!("Unknown backing file format '{f}'")))?)
-            }
+            Some(f) => Some(names::format(f).ok_or_else(|| {
+                let open = new.backing.is_some() && !parsed.has("u");
+                failed(match open {
+                    true => format!("Unknown driver '{f}'\nCould not open backing image."),
+                    false => format!("unrecognized backing format '{f}'"),
+                })
+            })?),
             None => None,
         };
         let mut backing = None;
@@ -131,8 +131,11 @@ pub fn run(args: Vec<String>) -> Result {
         if !parsed.has("q") {
             say(&formatting(file, format, &new, Some(bytes)))?;
         }
-        let secret = secret(&new.own, &how)?;
-        let files = output(file, Cache::Cached)?;
+        if let Some(why) = refusal(format, &new, bytes) {
+            return Err(failed(why));
+        }
+        let secret = secret(&new, &how).map_err(failed)?;
+        let files = Target::new(file, Cache::Cached).await?;
         let explain = |e: plinth_image::Error| failed(create_reason(&e, file));
         let image = job::create(&files, format, bytes, &new.own, backing, secret.as_deref())
             .await
@@ -149,10 +152,8 @@ pub fn run(args: Vec<String>) -> Result {
 }
 
 /// The passphrase that an encryption's options name.
-pub fn secret(options: &plinth_image::format::Options, how: &How) -> Result<Option<std::rc::Rc<[u8]>>> {
-    let Some(id) = options.text("encrypt.key-secret").or(options.text("key-secret")) else { return Ok(None) };
-    let found = how.secrets.get(id).cloned();
-    found.map(Some).ok_or_else(|| Exit::failed(format!("No secret with id '{id}'")))
+pub fn secret(new: &NewOptions, how: &How) -> std::result::Result<Option<std::rc::Rc<[u8]>>, String> {
+    new.secret.as_deref().map(|id| passphrase(&how.secrets, id)).transpose()
 }
 
 /// A message without what it was about.

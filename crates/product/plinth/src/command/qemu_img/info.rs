@@ -29,15 +29,26 @@ fn length(path: &Path) -> u64 {
 fn value(image: &dyn Image, name: &str, path: &Path, how: &How) -> Value {
     let d = image.describe();
     let mut map = Map::new();
-    let file = json!({
-        "children": [], "virtual-size": length(path), "filename": path, "format": "file",
-        "actual-size": allocated(path), "format-specific": { "type": "file", "data": {} }, "dirty-flag": false,
-    });
+    // What is no file takes up nobody knows how much.
+    let local = path.exists();
+    let file = if local {
+        json!({
+            "children": [], "virtual-size": length(path), "filename": path, "format": "file",
+            "actual-size": allocated(path), "format-specific": { "type": "file", "data": {} }, "dirty-flag": false,
+        })
+    } else {
+        let protocol = name.split([':', '+']).next().unwrap_or_default();
+        json!({
+            "children": [], "virtual-size": image.size(), "filename": name, "format": protocol, "dirty-flag": false,
+        })
+    };
     map.insert("children".into(), json!([{ "name": "file", "info": file }]));
     map.insert("virtual-size".into(), image.size().into());
     map.insert("filename".into(), name.into());
     map.insert("format".into(), qemu_name(image.format()).into());
-    map.insert("actual-size".into(), allocated(path).into());
+    if local {
+        map.insert("actual-size".into(), allocated(path).into());
+    }
     // QEMU's parallels driver does not say it.
     if image.format() != Format::Parallels {
         map.insert("dirty-flag".into(), d.dirty.into());
@@ -105,7 +116,7 @@ fn text(value: &Value, level: usize) -> String {
         string("format"),
         names[2],
         show_size(size),
-        show_size(number("actual-size"))
+        get("actual-size").as_u64().map_or("unavailable".into(), show_size)
     );
     if get("encrypted") == &Value::Bool(true) {
         text += &format!("{pad}encrypted: yes\n");
@@ -173,7 +184,8 @@ pub fn run(args: Vec<String>) -> Result {
                 return Err(Exit::failed(format!("Backing file '{name}' creates an infinite loop.")));
             }
             seen.push(real);
-            let plain = if opts || name.starts_with("json:") { file.to_str() } else { None };
+            let described = opts || name.starts_with("json:") || name.starts_with("file:");
+            let plain = if described { file.to_str().filter(|f| !f.is_empty()) } else { None };
             all.push(value(&*image, plain.unwrap_or(&name), &file, &how));
             if let Some(link) = image.describe().backing.filter(|_| chain) {
                 let below = backing_path(&file, &link.name, &trust(&how))

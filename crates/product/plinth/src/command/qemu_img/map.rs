@@ -1,9 +1,10 @@
 //! `qemu-img map` and `qemu-img measure`.
 
 use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use plinth_image::format::{Format, Image};
+use plinth_image::format::{Bitmap, Format, Image, backing_path};
 use plinth_image::graph::NodeRef;
 use plinth_image::job::{self, Contents, MapEntry};
 
@@ -11,7 +12,7 @@ use super::convert::{at_snapshot, snapshot_name};
 use super::getopt::parse;
 use super::json::pretty;
 use super::names::{json_wanted, known_format, number, qemu_name};
-use super::open::{how, image, path};
+use super::open::{How, how, image, path, trust};
 use super::options::{collect, sort};
 use super::{Exit, Result, block_on, reason, say};
 
@@ -34,15 +35,24 @@ fn json_line(entry: &MapEntry) -> String {
     text + "}"
 }
 
-/// The file of the layer `depth` below an image.
-fn file_of(image: &Rc<dyn Image>, depth: u32, top: &str) -> String {
-    let mut name = top.to_owned();
-    let mut node: Option<NodeRef> = image.backing();
-    for _ in 0..depth {
-        let Some(n) = node.take() else { break };
-        name.clone_from(&n.info().name);
+/// The files of an image and of those below it, as the images name them.
+async fn files(image: &Rc<dyn Image>, top: PathBuf, how: &How) -> Vec<PathBuf> {
+    let how = How { no_backing: true, share: true, ..how.clone() };
+    let mut files = vec![top];
+    let mut link = image.describe().backing;
+    while let Some(l) = link.take() {
+        let above = files.last().expect("the top is there").clone();
+        let joined = above.parent().unwrap_or(Path::new("")).join(&l.name);
+        let Ok(real) = backing_path(&above, &l.name, &trust(&how)) else { break };
+        let shown = if joined.exists() { joined } else { real };
+        let format = l.format.map(qemu_name);
+        // A chain that comes back to itself was refused when the image was opened.
+        if let Ok(below) = super::open::image(&shown.display().to_string(), format, false, &how).await {
+            link = below.describe().backing;
+        }
+        files.push(shown);
     }
-    name
+    files
 }
 
 /// `qemu-img map`.
@@ -66,7 +76,8 @@ pub fn map(args: Vec<String>) -> Result {
         let end = length.map_or(u64::MAX, |l| start.saturating_add(l));
         let mut out = BufWriter::new(std::io::stdout().lock());
         let wrote = |e: std::io::Error| Exit::failed(format!("cannot write to standard output: {e}"));
-        let top = path(name, opts).unwrap_or_default().display().to_string();
+        let layers =
+            if json { Vec::new() } else { files(&image, path(name, opts).unwrap_or_default(), &how).await };
         let head = if json {
             "[".to_owned()
         } else {
@@ -79,7 +90,8 @@ pub fn map(args: Vec<String>) -> Result {
         let human = |e: &MapEntry| {
             let hex = |n: u64| if n == 0 { "0".to_owned() } else { format!("{n:#x}") };
             let host = hex(e.extent.host.unwrap_or(0));
-            let file = file_of(&image, e.extent.depth, &top);
+            let file = layers.get(e.extent.depth as usize).or(layers.last());
+            let file = file.map(|f| f.display().to_string()).unwrap_or_default();
             format!("{:<16}{:<16}{host:<16}{file}\n", hex(e.start), hex(e.extent.len))
         };
         let mut each = |entry: MapEntry| -> Result {
@@ -118,6 +130,20 @@ pub fn map(args: Vec<String>) -> Result {
     })
 }
 
+/// Bytes that bitmaps of a disk of `size` bytes need in a qcow2 file: themselves with all of their bits, the table of
+/// their clusters, and their entries in the directory (the specification, "Bitmaps").
+fn bitmap_space(bitmaps: &[Bitmap], size: u64, cluster: u64) -> u64 {
+    /// Bytes of a directory entry without the name.
+    const ENTRY: u64 = 24;
+    let (mut space, mut directory) = (0, 0);
+    for bitmap in bitmaps.iter().filter(|b| !b.in_use) {
+        let clusters = size.div_ceil(bitmap.granularity).div_ceil(8).div_ceil(cluster);
+        space += clusters * cluster + (clusters * 8).next_multiple_of(cluster);
+        directory += (ENTRY + bitmap.name.len() as u64).next_multiple_of(8);
+    }
+    space + u64::next_multiple_of(directory, cluster)
+}
+
 /// `qemu-img measure`.
 pub fn measure(args: Vec<String>) -> Result {
     let long = [("output", true, "output"), ("size", true, "size"), ("force-share", false, "U")];
@@ -143,10 +169,10 @@ pub fn measure(args: Vec<String>) -> Result {
     let how = how(&parsed, true)?;
     let measured = block_on(async {
         let mut disk: Option<NodeRef> = None;
-        let mut bitmaps = false;
+        let mut bitmaps = None;
         if let Some(file) = file {
             let image = image(file, parsed.value("f"), parsed.has("image-opts"), &how).await?;
-            bitmaps = image.bitmaps().is_some();
+            bitmaps = image.bitmaps().map(|b| (b.list(), image.size()));
             disk = Some(match &snapshot {
                 Some(name) => at_snapshot(image, name).await?,
                 None => image,
@@ -177,21 +203,40 @@ pub fn measure(args: Vec<String>) -> Result {
             }
             _ => Exit::failed(reason(&e)),
         })?;
-        Ok((measured, bitmaps && out == Format::Qcow2))
+        let newer = !matches!(new.own.text("compat"), Some("0.10" | "v2"));
+        let cluster = new.own.size("cluster_size")?.unwrap_or(64 << 10);
+        let bitmaps = bitmaps.filter(|_| out == Format::Qcow2 && newer);
+        Ok((measured, bitmaps.map(|(list, size)| bitmap_space(&list, size, cluster))))
     })?;
     let (measured, bitmaps) = measured;
     if json {
         let mut value =
             serde_json::json!({ "required": measured.required, "fully-allocated": measured.fully_allocated });
-        if bitmaps {
-            value["bitmaps"] = 0.into();
+        if let Some(bytes) = bitmaps {
+            value["bitmaps"] = bytes.into();
         }
         return say(&format!("{}\n", pretty(&value)));
     }
     let mut text =
         format!("required size: {}\nfully allocated size: {}\n", measured.required, measured.fully_allocated);
-    if bitmaps {
-        text += "bitmaps size: 0\n";
+    if let Some(bytes) = bitmaps {
+        text += &format!("bitmaps size: {bytes}\n");
     }
     say(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn space_of_bitmaps() {
+        let bitmap = |granularity, in_use| Bitmap { name: "b1".into(), granularity, enabled: true, in_use };
+        assert_eq!(bitmap_space(&[], 1 << 30, 65536), 0);
+        // 2 TiB in steps of 512 bytes: 512 MiB of bits, a table of one cluster, a directory of one.
+        assert_eq!(
+            bitmap_space(&[bitmap(512, false), bitmap(512, true)], 2 << 40, 65536),
+            (512 << 20) + 2 * 65536
+        );
+    }
 }

@@ -7,6 +7,7 @@
 
 mod bench;
 mod bitmap;
+mod blkdebug;
 mod chain;
 mod check;
 mod compare;
@@ -15,12 +16,19 @@ mod create;
 mod getopt;
 mod info;
 mod json;
+mod links;
 mod map;
 mod names;
+mod nbd;
 mod open;
 mod options;
+mod refusal;
 mod resize;
+mod secret;
 mod snapshot;
+mod target;
+mod through;
+mod tree;
 
 use std::ffi::OsString;
 use std::io::Write;

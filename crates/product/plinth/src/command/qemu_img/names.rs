@@ -24,7 +24,17 @@ pub fn format(name: &str) -> Option<Format> {
 
 /// A format that has to be there.
 pub fn known_format(name: &str) -> Result<Format> {
-    format(name).ok_or_else(|| Exit::failed(format!("Unknown file format '{name}'")))
+    format(name).ok_or_else(|| Exit::failed(unknown(name)))
+}
+
+/// Why nothing can be created in a format that Plinth does not have.
+pub fn unknown(name: &str) -> String {
+    /// Formats that only QEMU has; it does not create most of them either.
+    const OTHERS: [&str; 4] = ["bochs", "qcow", "vvfat", "quorum"];
+    match OTHERS.contains(&name) {
+        true => format!("Format driver '{name}' does not support image creation"),
+        false => format!("Unknown file format '{name}'"),
+    }
 }
 
 /// A number of bytes; QEMU's `cvtnum`.
@@ -53,6 +63,9 @@ pub fn size(text: &str) -> Option<std::result::Result<u64, ()>> {
             Err(_) if !hex.is_empty() && hex.bytes().all(|b| b.is_ascii_hexdigit()) => Some(Err(())),
             Err(_) => None,
         };
+    }
+    if let Some(digits) = text.strip_prefix('-') {
+        return (!digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())).then_some(Err(()));
     }
     let plain = text.strip_suffix(['b', 'B']).unwrap_or(text);
     if plain.ends_with(['b', 'B', 'i']) || text.ends_with(char::is_whitespace) {
@@ -137,7 +150,8 @@ mod tests {
         assert_eq!(size("0x10"), Some(Ok(16)));
         assert_eq!(size("1k"), Some(Ok(1024)));
         assert_eq!(size("8E"), Some(Err(())));
-        for bad in ["", "k", "-1", "1z", "1kk", "a", "1 k", "1kilobyte", "0x"] {
+        assert_eq!(size("-1"), Some(Err(())));
+        for bad in ["", "k", "--1", "-", "-1k", "1z", "1kk", "a", "1 k", "1kilobyte", "0x"] {
             assert_eq!(size(bad), None, "{bad}");
         }
     }

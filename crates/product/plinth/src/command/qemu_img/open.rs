@@ -1,17 +1,25 @@
-//! Opening what the user names: a file, `json:{...}`, or `driver=...,key=value`.
+//! Opening what the user names: a file, an address, `json:{...}`, or `driver=...,key=value`.
 
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use futures_util::future::LocalBoxFuture;
 use plinth_image::ErrorKind;
-use plinth_image::format::{Format, Image, OpenOptions, Trust, open, raw::RawImage};
-use plinth_image::graph::{Cache, HttpNode, MemoryNode, NodeRef, SliceNode};
+use plinth_image::format::{
+    Format, Image, Links, NoLinks, OpenOptions, Opened, Trust, file_links, open, open_linked_node, open_node,
+    raw::RawImage,
+};
+use plinth_image::graph::{Cache, FileNode, FileOptions, HttpNode, MemoryNode, NodeRef, SliceNode};
 use plinth_nbd::uri::Uri;
-use serde_json::Value;
 
+use super::blkdebug::{self, Faults};
 use super::getopt::Parsed;
-use super::{Exit, Result, names, reason};
+use super::links::Given;
+use super::secret::{Secrets, passphrase, secrets};
+use super::through::Through;
+use super::tree::Tree;
+use super::{Exit, Result, names, nbd, reason};
 use crate::command::disk::open_source;
 
 /// How to open an image.
@@ -31,134 +39,15 @@ pub struct How {
     pub secrets: Secrets,
 }
 
-/// Passphrases of `--object secret`, by ID.
-pub type Secrets = BTreeMap<String, Rc<[u8]>>;
-
-/// The passphrases that the command line defines.
-pub fn secrets(parsed: &Parsed) -> Result<Secrets> {
-    let mut all = Secrets::new();
-    for text in parsed.values("object") {
-        let map = keys(text, "qom-type");
-        let get = |k: &str| map.get(k).map(String::as_str);
-        if get("qom-type") != Some("secret") {
-            return Err(Exit::failed(format!(
-                "invalid object type: {}",
-                get("qom-type").unwrap_or_default()
-            )));
-        }
-        let Some(id) = get("id") else { return Err(Exit::failed("Parameter 'id' is missing")) };
-        let data: Vec<u8> = match (get("data"), get("file")) {
-            (Some(data), None) => data.as_bytes().to_vec(),
-            (None, Some(file)) => {
-                std::fs::read(file).map_err(|e| Exit::failed(format!("Unable to read {file}: {e}")))?
-            }
-            _ => return Err(Exit::failed("Either 'file' or 'data' must be provided for a secret")),
-        };
-        let data = if get("format") == Some("base64") {
-            base64(&data).ok_or_else(|| Exit::failed("Base64 data is not valid"))?
-        } else {
-            data
-        };
-        all.insert(id.to_owned(), data.into());
-    }
-    Ok(all)
-}
-
-/// Base 64 (RFC 4648, section 4); line breaks are skipped.
-fn base64(text: &[u8]) -> Option<Vec<u8>> {
-    let mut out = Vec::new();
-    let (mut bits, mut have) = (0u32, 0);
-    for &c in text.iter().filter(|c| !c.is_ascii_whitespace() && **c != b'=') {
-        let v = match c {
-            b'A'..=b'Z' => c - b'A',
-            b'a'..=b'z' => c - b'a' + 26,
-            b'0'..=b'9' => c - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(v);
-        have += 6;
-        if have >= 8 {
-            have -= 8;
-            out.push((bits >> have) as u8);
-        }
-    }
-    Some(out)
-}
-
-/// `key=value,key=value`, where a first part without a key is the value of `first`; two commas stand for one.
-pub fn keys(text: &str, first: &str) -> BTreeMap<String, String> {
-    let mut map = BTreeMap::new();
-    // The character cannot be in an argument.
-    for (n, part) in text.replace(",,", "\0").split(',').enumerate() {
-        let part = part.replace('\0', ",");
-        match part.split_once('=') {
-            Some((k, v)) => map.insert(k.to_owned(), v.to_owned()),
-            None if n == 0 => map.insert(first.to_owned(), part),
-            None if part.is_empty() => None,
-            None => map.insert(part, "on".to_owned()),
-        };
-    }
-    map
-}
-
-/// The keys of a JSON description, with dots between the levels.
-fn flatten(prefix: &str, value: &Value, map: &mut BTreeMap<String, String>) {
-    let join = |key: &str| if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") };
-    match value {
-        Value::Object(all) => all.iter().for_each(|(k, v)| flatten(&join(k), v, map)),
-        Value::Array(all) => all.iter().enumerate().for_each(|(n, v)| flatten(&join(&n.to_string()), v, map)),
-        Value::Bool(b) => drop(map.insert(prefix.to_owned(), if *b { "on" } else { "off" }.to_owned())),
-        Value::String(s) => drop(map.insert(prefix.to_owned(), s.clone())),
-        Value::Null => drop(map.insert(prefix.to_owned(), String::new())),
-        Value::Number(n) => drop(map.insert(prefix.to_owned(), n.to_string())),
-    }
-}
-
-/// JSON with strings in single quotes too, which QEMU takes, as plain JSON.
-fn double_quoted(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut quote = None;
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        match (c, quote) {
-            ('\\', Some(_)) => match chars.next() {
-                Some('\'') => out.push('\''),
-                Some(next) => out.extend(['\\', next]),
-                None => out.push(c),
-            },
-            ('"' | '\'', None) => {
-                quote = Some(c);
-                out.push('"');
-            }
-            (c, Some(q)) if c == q => {
-                quote = None;
-                out.push('"');
-            }
-            ('"', Some(_)) => out.push_str("\\\""),
-            _ => out.push(c),
-        }
-    }
-    out
-}
+/// Why something cannot be opened, in words for the user.
+type Why<T> = std::result::Result<T, String>;
 
 /// What a name of the user means.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Named {
-    path: PathBuf,
-    format: Option<Format>,
-    read_only: Option<bool>,
-    share: bool,
-    direct: Option<bool>,
-    secret: Option<String>,
-    /// First byte and length of the part that is the disk, of a raw image.
-    slice: Option<(u64, Option<u64>)>,
-    no_backing: bool,
-    /// No file at all, but so many zeros.
-    null: Option<u64>,
-    /// The path is an address.
-    remote: bool,
+#[derive(Debug, PartialEq, Eq)]
+enum Named {
+    File(PathBuf),
+    Address(String),
+    Described(Tree),
 }
 
 fn protocol(name: &str) -> Option<&str> {
@@ -167,88 +56,31 @@ fn protocol(name: &str) -> Option<&str> {
     (!prefix.is_empty() && prefix.bytes().all(plain)).then_some(prefix)
 }
 
-fn understand(name: &str, image_opts: bool) -> std::result::Result<Named, String> {
-    let mut map = BTreeMap::new();
+fn understand(name: &str, image_opts: bool) -> Why<Named> {
     if image_opts {
-        map = keys(name, "file");
-        // The value of `file` alone is a name, or another node's.
-        if let Some(file) = map.remove("file") {
-            map.insert("file.filename".into(), file);
-        }
-    } else if let Some(text) = name.strip_prefix("json:") {
-        let value: Value = serde_json::from_str(&double_quoted(text))
-            .map_err(|e| format!("Could not parse the JSON options: {e}"))?;
-        if !value.is_object() {
-            return Err("Invalid JSON object given".to_owned());
-        }
-        flatten("", &value, &mut map);
-    } else {
-        let path = name.strip_prefix("file:").unwrap_or(name);
-        if Uri::looks_like(name) || HttpNode::is_address(name) {
-            return Ok(Named { path: name.into(), remote: true, ..Named::default() });
-        }
-        if let Some(protocol) = protocol(name).filter(|p| *p != "file") {
-            return Err(format!("Unknown protocol '{protocol}'"));
-        }
-        return Ok(Named { path: path.into(), ..Named::default() });
+        return Ok(Named::Described(Tree::from_options(name)));
     }
-    let mut named = Named::default();
-    if let Some("null-co" | "null-aio") = map.get("driver").or(map.get("file.driver")).map(String::as_str) {
-        /// What QEMU takes if nothing is said.
-        const SIZE: u64 = 1 << 30;
-        let size = map.get("size").or(map.get("file.size"));
-        named.null =
-            Some(size.map_or(Some(SIZE), |s| names::size(s)?.ok()).ok_or("Parameter 'size' expects a size")?);
-        return Ok(named);
+    if let Some(text) = name.strip_prefix("json:") {
+        return Ok(Named::Described(Tree::from_json(text)?));
     }
-    let on = |v: &str| match v {
-        "on" | "yes" | "true" | "y" => Ok(true),
-        "off" | "no" | "false" | "n" => Ok(false),
-        _ => Err(format!("Parameter '{v}' expects 'on' or 'off'")),
-    };
-    let number = |k: &str, v: &str| match names::size(v) {
-        Some(Ok(n)) => Ok(n),
-        _ => Err(format!("Parameter '{k}' expects a size")),
-    };
-    let (mut offset, mut size) = (None, None);
-    // A raw image over a file may be written as the file alone.
-    let protocol_only = matches!(map.get("driver").map(String::as_str), Some("file" | "host_device"));
-    for (key, value) in &map {
-        let inner = key.strip_prefix("file.").unwrap_or(key);
-        match (key.as_str(), inner) {
-            ("driver", _) if protocol_only => {}
-            ("driver", _) => {
-                named.format = Some(names::format(value).ok_or_else(|| format!("Unknown driver '{value}'"))?);
-            }
-            (_, "driver") if matches!(value.as_str(), "file" | "host_device") => {}
-            (_, "driver") => return Err(format!("Unknown driver '{value}'")),
-            (_, "filename") => named.path = value.strip_prefix("file:").unwrap_or(value).into(),
-            (_, "read-only") => named.read_only = Some(on(value)?),
-            (_, "force-share") => named.share |= on(value)?,
-            (_, "cache.direct") => named.direct = Some(on(value)?),
-            ("key-secret" | "encrypt.key-secret", _) => named.secret = Some(value.clone()),
-            ("offset", _) => offset = Some(number(key, value)?),
-            ("size", _) => size = Some(number(key, value)?),
-            ("backing", _) if value.is_empty() => named.no_backing = true,
-            // What these ask for is so in any case, or of no importance to one command.
-            (_, "node-name" | "auto-read-only" | "cache.no-flush" | "cache.writeback" | "detect-zeroes")
-            | (_, "discard" | "aio" | "locking" | "encrypt.format" | "lazy-refcounts") => {}
-            _ => {
-                let driver = map.get("driver").map_or("file", String::as_str);
-                return Err(format!("Block driver '{driver}' does not support the option '{key}'"));
-            }
+    if Uri::looks_like(name) || HttpNode::is_address(name) {
+        return Ok(Named::Address(name.to_owned()));
+    }
+    if let Some(text) = name.strip_prefix("blkdebug:") {
+        return blkdebug::described(text).map(Named::Described);
+    }
+    match protocol(name) {
+        Some("file") | None => {
+            let path = name.strip_prefix("file:").unwrap_or(name);
+            // What looks like a protocol is shown so that it is a path.
+            let here = if protocol(path).is_some() { "./" } else { "" };
+            Ok(Named::File(format!("{here}{path}").into()))
         }
-    }
-    if named.path.as_os_str().is_empty() {
-        return Err("A block device must be specified for \"file\"".to_owned());
-    }
-    if offset.is_some() || size.is_some() {
-        if named.format.is_some_and(|f| f != Format::Raw) {
-            return Err("Only raw images have the options 'offset' and 'size'".to_owned());
+        Some(driver @ ("null-co" | "null-aio")) => {
+            Ok(Named::Described(Tree::from_options(&format!("file.driver={driver}"))))
         }
-        named.slice = Some((offset.unwrap_or(0), size));
+        Some(protocol) => Err(format!("Unknown protocol '{protocol}'")),
     }
-    Ok(named)
 }
 
 /// Folders whose files images may name, from the environment.
@@ -258,7 +90,13 @@ fn allowed_by_environment() -> Vec<PathBuf> {
 
 /// The file of a name, for commands that look at it from outside.
 pub fn path(name: &str, image_opts: bool) -> Option<PathBuf> {
-    understand(name, image_opts).ok().map(|n| n.path)
+    match understand(name, image_opts).ok()? {
+        Named::File(path) => Some(path),
+        Named::Address(_) => None,
+        Named::Described(tree) => {
+            tree.filename().map(|n| PathBuf::from(n.strip_prefix("file:").unwrap_or(n)))
+        }
+    }
 }
 
 /// The safe rules, with what the user has allowed.
@@ -270,63 +108,335 @@ pub fn trust(how: &How) -> Trust {
 
 /// Opens an image by the user's name for it.
 pub async fn image(name: &str, format: Option<&str>, image_opts: bool, how: &How) -> Result<Rc<dyn Image>> {
-    let refused = |why: &str| Exit::failed(format!("Could not open '{name}': {why}"));
-    let named = understand(name, image_opts).map_err(|e| refused(&e))?;
-    if let Some(size) = named.null {
-        let zeros = MemoryNode::new(name);
-        zeros.set_size(size);
-        return Ok(Rc::new(RawImage::new(Rc::new(zeros), how.read_only)));
-    }
+    let refused = |why: String| Exit::failed(format!("Could not open '{name}': {why}"));
     let format = match format {
-        Some(f) => Some(names::format(f).ok_or_else(|| refused(&format!("Unknown driver '{f}'")))?),
-        None => named.format,
-    };
-    let secret = match &named.secret {
-        Some(id) => {
-            let found = how.secrets.get(id).cloned();
-            Some(found.ok_or_else(|| refused(&format!("No secret with id '{id}'")))?)
-        }
+        Some(f) => Some(names::format(f).ok_or_else(|| refused(format!("Unknown driver '{f}'")))?),
         None => None,
     };
-    let cache = match named.direct {
-        Some(true) => Cache::Direct,
-        Some(false) => Cache::Cached,
-        None => how.cache,
-    };
-    let options = OpenOptions {
-        format,
-        read_only: named.read_only.unwrap_or(how.read_only) || how.read_only,
-        cache,
-        share: how.share || named.share,
-        trust: trust(how),
-        secret,
-        no_backing: how.no_backing || named.no_backing,
-        header: None,
-    };
-    let path = &named.path;
-    if named.remote {
-        return open_source(path, &options).await.map(|o| o.image).map_err(|e| refused(&e.message));
-    }
-    let failed = |e: plinth_image::Error| refused(&open_reason(&e, path, options.read_only));
-    let image = match open(path, &options).await {
-        Ok(opened) => opened.image,
-        // QEMU has no idea that such a file is not a disk.
-        Err(e) if e.kind == ErrorKind::Format && format.is_none() => {
-            let raw = OpenOptions { format: Some(Format::Raw), ..options.clone() };
-            open(path, &raw).await.map_err(failed)?.image
+    let opening = Opening { how, faults: RefCell::default() };
+    let opened = async {
+        match understand(name, image_opts)? {
+            Named::Described(tree) => opening.image(tree, format, how.read_only).await,
+            Named::File(path) => {
+                opening.file(&path, &opening.options(format, how.read_only, None), None).await
+            }
+            Named::Address(address) => {
+                let raw = opening.options(Some(Format::Raw), how.read_only, None);
+                let export = open_source(Path::new(&address), &raw).await.map_err(|e| e.message)?.image;
+                let options = opening.options(format, how.read_only, None);
+                let opened = open_node(export as NodeRef, &options).await;
+                opened.map(|o| o.image).map_err(|e| reason(&e))
+            }
         }
-        Err(e) => return Err(failed(e)),
     };
-    let Some((offset, size)) = named.slice else { return Ok(image) };
-    let whole = image.size();
-    let rest =
-        whole.checked_sub(offset).ok_or_else(|| refused("The offset is beyond the end of the file"))?;
-    let size = size.unwrap_or(rest);
-    if size > rest {
-        return Err(refused("The sum of offset and size is beyond the end of the file"));
+    let image = opened.await.map_err(refused)?;
+    opening.faults.into_inner().iter().for_each(|armed| armed.set(true));
+    Ok(image)
+}
+
+/// What is below an image.
+enum Below {
+    File(PathBuf),
+    /// Something else, and the file that names in the image are relative to.
+    Image(Rc<dyn Image>, Option<PathBuf>),
+}
+
+/// The opening of one name.
+struct Opening<'a> {
+    how: &'a How,
+    /// Faults begin when all is open.
+    faults: RefCell<Vec<Rc<Cell<bool>>>>,
+}
+
+fn on(key: &str, value: &str) -> Why<bool> {
+    match value {
+        "on" | "yes" | "true" | "y" => Ok(true),
+        "off" | "no" | "false" | "n" => Ok(false),
+        _ => Err(format!("Parameter '{key}' expects 'on' or 'off'")),
     }
-    let part = SliceNode::new(image as NodeRef, offset, size).map_err(failed)?;
-    Ok(Rc::new(RawImage::new(Rc::new(part), options.read_only)))
+}
+
+fn number(key: &str, value: &str) -> Why<u64> {
+    match names::size(value) {
+        Some(Ok(n)) => Ok(n),
+        _ => Err(format!("Parameter '{key}' expects a size")),
+    }
+}
+
+/// True for options whose request is so in any case, or of no importance to one command.
+fn harmless(key: &str) -> bool {
+    let exact = [
+        "node-name",
+        "auto-read-only",
+        "cache.no-flush",
+        "cache.writeback",
+        "detect-zeroes",
+        "discard",
+        "aio",
+        "locking",
+        "encrypt.format",
+        "lazy-refcounts",
+        "cache-size",
+        "cache-clean-interval",
+        "refcount-cache-size",
+        "read-zeroes",
+    ];
+    exact.contains(&key)
+        || ["l2-cache-", "overlap-check", "pass-discard-", "discard-no-unref", "x-check-cache"]
+            .iter()
+            .any(|p| key.starts_with(p))
+}
+
+fn unknown_option(driver: &str, key: &str) -> String {
+    format!("Block driver '{driver}' does not support the option '{key}'")
+}
+
+/// Options that all nodes have, taken from a description.
+#[derive(Default)]
+struct General {
+    read_only: Option<bool>,
+    share: bool,
+    cache: Option<Cache>,
+}
+
+impl General {
+    fn take(tree: &mut Tree) -> Why<Self> {
+        let mut general = Self::default();
+        if let Some(value) = tree.options.remove("read-only") {
+            general.read_only = Some(on("read-only", &value)?);
+        }
+        if let Some(value) = tree.options.remove("force-share") {
+            general.share = on("force-share", &value)?;
+        }
+        if let Some(value) = tree.options.remove("cache.direct") {
+            general.cache = Some(if on("cache.direct", &value)? { Cache::Direct } else { Cache::Cached });
+        }
+        tree.options.retain(|key, _| !harmless(key));
+        Ok(general)
+    }
+}
+
+impl Opening<'_> {
+    fn options(&self, format: Option<Format>, read_only: bool, secret: Option<Rc<[u8]>>) -> OpenOptions {
+        OpenOptions {
+            format,
+            read_only,
+            cache: self.how.cache,
+            share: self.how.share,
+            trust: trust(self.how),
+            secret,
+            no_backing: self.how.no_backing,
+            header: None,
+        }
+    }
+
+    /// An image in a file, with what was given for the files that it names.
+    async fn file(&self, path: &Path, options: &OpenOptions, given: Option<Given>) -> Why<Rc<dyn Image>> {
+        let failed = |e: plinth_image::Error| open_reason(&e, path, options.read_only);
+        let attempt = async |options: &OpenOptions, given: Option<Given>| {
+            let Some(given) = given else { return open(path, options).await };
+            let file =
+                FileOptions { read_only: options.read_only, cache: options.cache, share: options.share };
+            let file = Rc::new(FileNode::open(path, &file)?);
+            let links = Rc::new(Given { inner: file_links(path, options)?, ..given });
+            open_linked_node(file, links, options).await
+        };
+        match attempt(options, given.clone()).await {
+            Ok(opened) => Ok(opened.image),
+            // QEMU has no idea that such a file is not a disk.
+            Err(e) if e.kind == ErrorKind::Format && options.format.is_none() => {
+                let raw = OpenOptions { format: Some(Format::Raw), ..options.clone() };
+                attempt(&raw, given).await.map(|o| o.image).map_err(failed)
+            }
+            Err(e) => Err(failed(e)),
+        }
+    }
+
+    /// The image that a description means.
+    fn image(
+        &self,
+        mut tree: Tree,
+        format: Option<Format>,
+        read_only: bool,
+    ) -> LocalBoxFuture<'_, Why<Rc<dyn Image>>> {
+        Box::pin(async move {
+            let general = General::take(&mut tree)?;
+            let read_only = read_only || general.read_only == Some(true);
+            let driver = tree.options.remove("driver");
+            let mut wanted = format;
+            match driver.as_deref() {
+                None => {}
+                Some(
+                    "file" | "host_device" | "nbd" | "http" | "https" | "null-co" | "null-aio" | "blkdebug",
+                ) => {
+                    tree.options.insert("driver".into(), driver.unwrap_or_default());
+                    return match self.below(tree, read_only, &general).await? {
+                        Below::File(path) => {
+                            let options = self.options(Some(Format::Raw), read_only, None);
+                            self.file(&path, &options, None).await
+                        }
+                        Below::Image(image, _) => Ok(image),
+                    };
+                }
+                Some(name) => {
+                    wanted = Some(names::format(name).ok_or_else(|| format!("Unknown driver '{name}'"))?);
+                }
+            }
+            self.format(tree, wanted, read_only, general).await
+        })
+    }
+
+    /// An image of a format, over what is described as its file.
+    async fn format(
+        &self,
+        mut tree: Tree,
+        format: Option<Format>,
+        read_only: bool,
+        general: General,
+    ) -> Why<Rc<dyn Image>> {
+        let secret = tree.options.remove("key-secret").or(tree.options.remove("encrypt.key-secret"));
+        let secret = secret.map(|id| passphrase(&self.how.secrets, &id)).transpose()?;
+        let mut options = self.options(format, read_only, secret);
+        options.share |= general.share;
+        options.cache = general.cache.unwrap_or(options.cache);
+        options.no_backing |= tree.options.remove("backing").is_some_and(|b| b.is_empty());
+        let offset = tree.options.remove("offset").map(|v| number("offset", &v)).transpose()?;
+        let size = tree.options.remove("size").map(|v| number("size", &v)).transpose()?;
+        if (offset.is_some() || size.is_some()) && format != Some(Format::Raw) {
+            return Err("Only raw images have the options 'offset' and 'size'".to_owned());
+        }
+        let named = format.map_or("file", names::qemu_name);
+        let file = match tree.below.remove("file") {
+            Some(file) => file,
+            None => match tree.options.remove("filename") {
+                Some(name) => Tree::file(&name),
+                None => return Err("A block device must be specified for \"file\"".to_owned()),
+            },
+        };
+        let given = self.given(&mut tree, read_only, &options).await?;
+        if let Some(key) = tree.options.keys().chain(tree.below.keys()).next() {
+            return Err(unknown_option(named, key));
+        }
+        let mut file = file;
+        let inner = General::take(&mut file)?;
+        options.share |= inner.share;
+        options.cache = inner.cache.unwrap_or(options.cache);
+        options.read_only |= inner.read_only == Some(true);
+        let image = match self.below(file, options.read_only, &inner).await? {
+            Below::File(path) => self.file(&path, &options, given).await?,
+            Below::Image(node, path) => {
+                let failed = |e: plinth_image::Error| reason(&e);
+                let inner: Rc<dyn Links> = match &path {
+                    Some(path) => file_links(path, &options).map_err(failed)?,
+                    None => Rc::new(NoLinks),
+                };
+                let links = Rc::new(Given { inner, ..given.unwrap_or_default() });
+                let opened: Opened = open_linked_node(node, links, &options).await.map_err(failed)?;
+                opened.image
+            }
+        };
+        if offset.is_none() && size.is_none() {
+            return Ok(image);
+        }
+        let offset = offset.unwrap_or(0);
+        let rest = image.size().checked_sub(offset);
+        let rest = rest.ok_or("The offset is beyond the end of the file")?;
+        let size = size.unwrap_or(rest);
+        if size > rest {
+            return Err("The sum of offset and size is beyond the end of the file".to_owned());
+        }
+        let part = SliceNode::new(image as NodeRef, offset, size).map_err(|e| reason(&e))?;
+        Ok(Rc::new(RawImage::new(Rc::new(part), read_only)))
+    }
+
+    /// What a description says of the image below and of the data file.
+    async fn given(&self, tree: &mut Tree, read_only: bool, options: &OpenOptions) -> Why<Option<Given>> {
+        let mut given = Given::default();
+        if let Some(data) = tree.below.remove("data-file") {
+            given.data = Some(match self.below(data, read_only, &General::default()).await? {
+                Below::Image(node, _) => node,
+                Below::File(path) => {
+                    let file = FileOptions { read_only, cache: options.cache, share: options.share };
+                    let opened = FileNode::open(&path, &file);
+                    Rc::new(opened.map_err(|e| open_reason(&e, &path, read_only))?)
+                }
+            });
+        }
+        if let Some(backing) = tree.below.remove("backing")
+            && !options.no_backing
+        {
+            given.backing = Some(self.image(backing, None, true).await?);
+        }
+        Ok((given.data.is_some() || given.backing.is_some()).then_some(given))
+    }
+
+    /// What a description says of the file of an image.
+    async fn below(&self, mut tree: Tree, read_only: bool, general: &General) -> Why<Below> {
+        tree.options.retain(|key, _| !harmless(key) || key == "read-zeroes");
+        let driver = tree.options.remove("driver");
+        let name = tree.get("filename").unwrap_or_default().to_owned();
+        let driver = match driver {
+            Some(driver) => driver,
+            None => match understand(&name, false)? {
+                Named::File(_) => "file".to_owned(),
+                Named::Address(_) if Uri::looks_like(&name) => "nbd".to_owned(),
+                Named::Address(_) => "http".to_owned(),
+                Named::Described(inner) => {
+                    let image = self.image(inner, Some(Format::Raw), read_only).await?;
+                    return Ok(Below::Image(image, path(&name, false)));
+                }
+            },
+        };
+        let node = match driver.as_str() {
+            "file" | "host_device" => {
+                tree.options.remove("filename");
+                if name.is_empty() {
+                    return Err(format!("The '{driver}' block driver requires a file name"));
+                }
+                Below::File(name.strip_prefix("file:").unwrap_or(&name).into())
+            }
+            "nbd" => Below::Image(nbd::open(&mut tree, read_only).await?, None),
+            "http" | "https" => {
+                let address =
+                    tree.options.remove("url").or(tree.options.remove("filename")).unwrap_or_default();
+                let options = self.options(Some(Format::Raw), read_only, None);
+                let opened = open_source(Path::new(&address), &options).await.map_err(|e| e.message)?;
+                Below::Image(opened.image, None)
+            }
+            "null-co" | "null-aio" => {
+                /// What QEMU takes if nothing is said.
+                const SIZE: u64 = 1 << 30;
+                tree.options.remove("read-zeroes");
+                let size = tree.options.remove("size").map(|s| number("size", &s)).transpose()?;
+                let zeros = MemoryNode::new(&format!("{driver}://"));
+                zeros.set_size(size.unwrap_or(SIZE));
+                Below::Image(Rc::new(RawImage::new(Rc::new(zeros), read_only)), None)
+            }
+            "blkdebug" => {
+                let faults = Faults::take(&mut tree)?;
+                let file = tree.filename().map(PathBuf::from);
+                let inner = match tree.below.remove("image") {
+                    Some(inner) => inner,
+                    None => return Err("A block device must be specified for \"image\"".to_owned()),
+                };
+                // Without a driver it is a file, whatever it holds.
+                let format = inner.get("driver").is_none().then_some(Format::Raw);
+                let image = self.image(inner, format, read_only || general.read_only == Some(true)).await?;
+                let node = faults.over(image.clone());
+                self.faults.borrow_mut().push(node.armed());
+                Below::Image(Rc::new(Through { node: Rc::new(node), image: Some(image) }), file)
+            }
+            _ => {
+                tree.options.insert("driver".into(), driver);
+                let file = tree.filename().map(PathBuf::from);
+                return Ok(Below::Image(self.image(tree, None, read_only).await?, file));
+            }
+        };
+        match tree.options.keys().chain(tree.below.keys()).next() {
+            Some(key) => Err(unknown_option(&driver, key)),
+            None => Ok(node),
+        }
+    }
 }
 
 /// Why an image cannot be opened, in QEMU's words where it has them.
@@ -354,34 +464,39 @@ mod tests {
 
     #[test]
     fn names_of_the_user() {
-        let path = |n: &str, o| understand(n, o).map(|n| (n.path.display().to_string(), n.format));
-        assert_eq!(path("a/b.raw", false), Ok(("a/b.raw".into(), None)));
-        assert_eq!(path("file:x", false), Ok(("x".into(), None)));
-        assert_eq!(path("./a:b", false), Ok(("./a:b".into(), None)));
+        let file = |n: &str| Ok(Named::File(n.into()));
+        assert_eq!(understand("a/b.raw", false), file("a/b.raw"));
+        assert_eq!(understand("file:x", false), file("x"));
+        assert_eq!(understand("file:a:x", false), file("./a:x"));
+        assert_eq!(understand("./a:b", false), file("./a:b"));
+        assert_eq!(understand("nbd://h/x", false), Ok(Named::Address("nbd://h/x".into())));
         let json = r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"x,y"}}"#;
-        assert_eq!(path(json, false), Ok(("x,y".into(), Some(Format::Qcow2))));
-        assert_eq!(path("driver=raw,file.filename=x,,y", true), Ok(("x,y".into(), Some(Format::Raw))));
-        assert_eq!(path("x.raw", true), Ok(("x.raw".into(), None)));
-        assert_eq!(
-            path("json:{'driver':'raw','file':{'filename':'a\"b'}}", false),
-            Ok(("a\"b".into(), Some(Format::Raw)))
-        );
-        assert_eq!(
-            understand("json:{'driver': 'null-co', 'size': 1048576}", false).unwrap().null,
-            Some(1 << 20)
-        );
-        let slice = understand("driver=raw,offset=1k,size=2k,file.filename=x", true).unwrap();
-        assert_eq!(slice.slice, Some((1024, Some(2048))));
-        for (bad, opts) in
-            [("nbd:x", false), ("json:{", false), ("driver=vax,file.filename=x", true), ("driver=raw", true)]
-        {
-            assert!(understand(bad, opts).is_err(), "{bad}");
+        assert_eq!(path(json, false), Some("x,y".into()));
+        assert_eq!(path("driver=raw,file.filename=x,,y", true), Some("x,y".into()));
+        for bad in ["gluster:x", "json:{"] {
+            assert!(understand(bad, false).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn base64_text() {
-        assert_eq!(base64(b"aGVs\nbG8=").as_deref(), Some(&b"hello"[..]));
-        assert_eq!(base64(b"a*"), None);
+    fn described_images() {
+        let dir = tempfile::tempdir().unwrap();
+        let raw = dir.path().join("a.raw");
+        std::fs::write(&raw, [7; 8192]).unwrap();
+        let raw = raw.display();
+        let size = |name: String, opts: bool| {
+            plinth_host::aio::block_on(async {
+                let how = How { read_only: true, ..How::default() };
+                image(&name, None, opts, &how).await.map(|i| i.size())
+            })
+            .unwrap()
+        };
+        assert_eq!(size(format!("driver=raw,offset=1k,size=2k,file.filename={raw}"), true).unwrap(), 2048);
+        assert_eq!(size("json:{'driver': 'null-co', 'size': 1048576}".into(), false).unwrap(), 1 << 20);
+        let nested = format!("driver=raw,file.driver=blkdebug,file.align=4k,file.image.filename={raw}");
+        assert_eq!(size(nested, true).unwrap(), 8192);
+        for bad in ["driver=vax,file.filename=x", "driver=raw", "driver=raw,file.filename=x,colour=1"] {
+            assert!(size(bad.to_owned(), true).is_err(), "{bad}");
+        }
     }
 }

@@ -1,16 +1,19 @@
 //! Options of formats: how QEMU lists and prints them, and `amend`.
 
+use plinth_image::SECTOR;
 use plinth_image::format::{Format, OptionKind, Options};
 
 use super::getopt::{Parsed, parse};
 use super::names::{known_format, qemu_name, size};
-use super::open::{How, image, secrets};
+use super::open::{How, image};
+use super::secret::{resolved, secrets};
 use super::{Exit, Result, block_on, reason, say};
 
 /// Options in the order in which QEMU prints them when it creates an image, with their defaults.
 fn printed(format: Format) -> &'static [(&'static str, Option<&'static str>)] {
     match format {
         Format::Qcow2 => &[
+            ("encryption", None),
             ("encrypt.format", None),
             ("encrypt.key-secret", None),
             ("encrypt.cipher-alg", None),
@@ -20,10 +23,9 @@ fn printed(format: Format) -> &'static [(&'static str, Option<&'static str>)] {
             ("encrypt.hash-alg", None),
             ("encrypt.iter-time", None),
             ("cluster_size", Some("65536")),
-            ("preallocation", None),
             ("extended_l2", Some("off")),
+            ("preallocation", None),
             ("compression_type", Some("zlib")),
-            ("encryption", None),
             ("size", None),
             ("compat", None),
             ("backing_file", None),
@@ -61,6 +63,20 @@ fn printed(format: Format) -> &'static [(&'static str, Option<&'static str>)] {
             ("table_size", None),
         ],
         Format::Parallels => &[("size", None), ("cluster_size", Some("1048576"))],
+        Format::Luks => &[
+            ("preallocation", None),
+            ("size", None),
+            ("key-secret", None),
+            ("version", None),
+            ("cipher-alg", None),
+            ("cipher-mode", None),
+            ("ivgen-alg", None),
+            ("ivgen-hash-alg", None),
+            ("hash-alg", None),
+            ("iter-time", None),
+            ("pbkdf", None),
+            ("sector-size", None),
+        ],
         _ => &[("size", None), ("preallocation", None)],
     }
 }
@@ -76,6 +92,10 @@ pub struct NewOptions {
     pub backing: Option<String>,
     /// `backing_fmt`.
     pub backing_format: Option<String>,
+    /// The ID of the passphrase.
+    pub secret: Option<String>,
+    /// `encryption`, which asks for the encryption of old.
+    pub encryption: Option<String>,
 }
 
 /// Options for `-o`; QEMU refuses lists that could not be put together.
@@ -146,57 +166,74 @@ pub fn can_have_backing(format: Format) -> bool {
 pub fn sort(format: Format, all: Option<Options>) -> Result<NewOptions> {
     let mut new = NewOptions { own: all.unwrap_or_default(), ..NewOptions::default() };
     if let Some(text) = new.own.remove("size") {
-        let bytes = size(&text).and_then(|r| r.ok());
-        new.size = Some(
-            bytes.ok_or_else(|| Exit::failed("Parameter 'size' expects a non-negative number below 2^64"))?,
-        );
+        new.size = Some(bytes("size", &text)?);
     }
     if can_have_backing(format) {
         new.backing = new.own.remove("backing_file");
         new.backing_format = new.own.remove("backing_fmt");
     }
+    match format {
+        Format::Luks => new.secret = new.own.remove("key-secret"),
+        Format::Qcow2 => {
+            new.secret = new.own.remove("encrypt.key-secret");
+            new.encryption = new.own.remove("encryption");
+            if let Some(value) = &new.encryption
+                && flag("encryption", value)?
+            {
+                new.own.set("encrypt.format", "aes");
+            }
+        }
+        _ => {}
+    }
     // Asks for what is so on file systems without the feature.
     new.own.remove("nocow");
     new.own.remove("extent_size_hint");
-    let specs = format.driver().map_or(&[][..], |d| d.options);
-    if format.driver().is_none() {
-        return Ok(new);
-    }
+    let Some(driver) = format.driver() else { return Ok(new) };
+    let mut plain = Vec::new();
     for (name, value) in new.own.iter() {
-        let Some(spec) = specs.iter().find(|s| s.name == name) else {
+        let Some(spec) = driver.options.iter().find(|s| s.name == name) else {
             return Err(Exit::failed(format!("Invalid parameter '{name}'")));
         };
-        let bad = match spec.kind {
-            OptionKind::Size if size(value).is_none_or(|r| r.is_err()) => {
-                Some(format!("Parameter '{name}' expects a non-negative number below 2^64"))
-            }
-            OptionKind::Number if value.parse::<u64>().is_err() => {
-                Some(format!("Parameter '{name}' expects a number"))
-            }
-            OptionKind::Flag if !matches!(value, "on" | "off" | "yes" | "no" | "true" | "false") => {
-                Some(format!("Parameter '{name}' expects 'on' or 'off'"))
-            }
-            OptionKind::Choice(choices) if !choices.contains(&value) && name == "preallocation" => {
-                Some(format!("Parameter 'preallocation' does not accept value '{value}'"))
-            }
-            _ => None,
-        };
-        if let Some(bad) = bad {
-            return Err(Exit::failed(bad));
+        match spec.kind {
+            // Hexadecimal sizes and the like are only QEMU's.
+            OptionKind::Size => plain.push((name.to_owned(), bytes(name, value)?.to_string())),
+            OptionKind::Number => match value.parse::<i128>() {
+                // Whatever is wrong with such a number is said of the option it is for.
+                Ok(n) if n < 0 => plain.push((name.to_owned(), u64::MAX.to_string())),
+                Ok(n) if n <= u64::MAX.into() => {}
+                _ => return Err(Exit::failed(format!("Parameter '{name}' expects a number"))),
+            },
+            OptionKind::Flag => _ = flag(name, value)?,
+            // What a text or a choice may be is said later, where QEMU says it.
+            OptionKind::Choice(_) | OptionKind::Text => {}
         }
     }
-    // Hexadecimal sizes and the like are only QEMU's.
-    let sizes: Vec<(String, u64)> = new
-        .own
-        .iter()
-        .filter(|(n, _)| specs.iter().any(|s| s.name == *n && s.kind == OptionKind::Size))
-        .filter_map(|(n, v)| Some((n.to_owned(), size(v)?.ok()?)))
-        .collect();
-    for (name, bytes) in sizes {
-        new.own.set(&name, &bytes.to_string());
+    for (name, number) in plain {
+        new.own.set(&name, &number);
     }
-    new.own.check(specs).map_err(|e| Exit::failed(reason(&e)))?;
     Ok(new)
+}
+
+fn flag(name: &str, value: &str) -> Result<bool> {
+    match value {
+        "on" | "yes" | "true" => Ok(true),
+        "off" | "no" | "false" => Ok(false),
+        _ => Err(Exit::failed(format!("Parameter '{name}' expects 'on' or 'off'"))),
+    }
+}
+
+/// The hint behind what is wrong with a size.
+pub const UNITS: &str = "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, \
+                         respectively.";
+
+fn bytes(name: &str, value: &str) -> Result<u64> {
+    match size(value) {
+        Some(Ok(n)) => Ok(n),
+        Some(Err(())) => Err(Exit::failed(format!("Value '{value}' is out of range for parameter '{name}'"))),
+        None => {
+            Err(Exit::failed(format!("Parameter '{name}' expects a non-negative number below 2^64\n{UNITS}")))
+        }
+    }
 }
 
 /// The line that QEMU prints when it creates an image.
@@ -209,6 +246,9 @@ pub fn formatting(file: &str, format: Format, new: &NewOptions, bytes: Option<u6
             "size" => bytes.clone(),
             "backing_file" => new.backing.as_deref().map(escape),
             "backing_fmt" => new.backing_format.as_deref().map(escape),
+            "encryption" => new.encryption.clone(),
+            "encrypt.format" if new.encryption.is_some() => None,
+            "key-secret" | "encrypt.key-secret" => new.secret.as_deref().map(escape),
             name => new.own.text(name).map(escape),
         };
         if let Some(value) = value.or(default.map(str::to_owned)) {
@@ -230,14 +270,29 @@ pub fn amend(args: Vec<String>) -> Result {
     }
     let Some(options) = collect(&parsed)? else { return Err(Exit::usage("Must specify options (-o)")) };
     let [name] = &parsed.rest[..] else { return Err(Exit::failed("Expecting one image file name")) };
+    if let Some(f) = parsed.value("f").filter(|f| super::names::format(f).is_none()) {
+        return Err(Exit::failed(match super::names::unknown(f).contains("driver") {
+            true => format!("Format driver '{f}' does not support option amendment"),
+            false => format!("Could not open '{name}': Unknown driver '{f}'"),
+        }));
+    }
     let how = How { secrets: secrets(&parsed)?, ..How::default() };
     block_on(async {
         let image = image(name, parsed.value("f"), parsed.has("image-opts"), &how).await?;
-        if image.format() == Format::Raw {
-            return Err(Exit::failed("Format driver 'raw' does not support option amendment"));
+        if !matches!(image.format(), Format::Qcow2 | Format::Luks) {
+            let name = qemu_name(image.format());
+            return Err(Exit::failed(format!("Format driver '{name}' does not support option amendment")));
+        }
+        if options.text("backing_file").is_some() || options.text("backing_fmt").is_some() {
+            return Err(Exit::failed("Cannot amend the backing file"));
         }
         let failed = |e: plinth_image::Error| Exit::failed(reason(&e));
+        let mut options = resolved(&options, &how.secrets)?;
+        let new_size = options.remove("size").map(|text| bytes("size", &text)).transpose()?;
         image.amend(&options).await.map_err(failed)?;
+        if let Some(new) = new_size {
+            image.resize(new.next_multiple_of(SECTOR)).await.map_err(failed)?;
+        }
         image.close().await.map_err(failed)
     })
 }

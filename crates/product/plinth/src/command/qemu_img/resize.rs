@@ -2,7 +2,6 @@
 
 use plinth_image::SECTOR;
 use plinth_image::format::Format;
-use plinth_image::graph::Node;
 
 use super::getopt::parse;
 use super::open::{how, image};
@@ -29,9 +28,8 @@ pub fn run(mut args: Vec<String>) -> Result {
         _ => (0, size.as_str()),
     };
     let Some(Ok(number)) = names::size(text) else {
-        return Err(Exit::failed(
-            "Parameter 'size' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.",
-        ));
+        let why = "Parameter 'size' expects a non-negative number below 2^64";
+        return Err(Exit::failed(format!("{why}\n{}", super::options::UNITS)));
     };
     let how = how(&parsed, false)?;
     block_on(async {
@@ -55,11 +53,19 @@ pub fn run(mut args: Vec<String>) -> Result {
             );
             return Err(Exit::Code(1));
         }
+        let possible = match image.format() {
+            Format::Qcow2 => true,
+            Format::Raw => preallocation != "metadata",
+            _ => preallocation == "off",
+        };
+        if !possible {
+            return Err(Exit::failed(format!("Unsupported preallocation mode '{preallocation}'")));
+        }
         let failed = |e: plinth_image::Error| Exit::failed(reason(&e));
         let new = new.next_multiple_of(SECTOR);
         image.resize(new).await.map_err(failed)?;
         if preallocation != "off" && new > old {
-            reserve(&*image, image.format(), preallocation, old, new).await?;
+            image.preallocate(old, new - old, preallocation).await.map_err(failed)?;
         }
         image.close().await.map_err(failed)?;
         if !parsed.has("q") {
@@ -67,15 +73,4 @@ pub fn run(mut args: Vec<String>) -> Result {
         }
         Ok(())
     })
-}
-
-/// Gives new bytes their space.
-async fn reserve(image: &dyn Node, format: Format, mode: &str, old: u64, new: u64) -> Result {
-    let failed = |e: plinth_image::Error| Exit::failed(reason(&e));
-    match (format, mode) {
-        (Format::Raw, "metadata") => Err(Exit::failed("Unsupported preallocation mode 'metadata'")),
-        (Format::Raw, "falloc") => image.write_zeroes(old, new - old, false).await.map_err(failed),
-        (_, "full") => plinth_image::graph::write_zero_bytes(image, old, new - old).await.map_err(failed),
-        _ => image.write_zeroes(old, new - old, false).await.map_err(failed),
-    }
 }

@@ -1,0 +1,108 @@
+//! NBD exports as they are described by options.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use plinth_image::format::raw::RawImage;
+use plinth_image::format::{Image, OpenOptions};
+use plinth_image::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, check_range};
+use plinth_nbd::client::{self, NbdNode};
+use plinth_nbd::uri::{Address, PORT, Uri};
+
+use super::through::Through;
+use super::tree::Tree;
+use crate::command::disk::open_source;
+
+/// The export that options describe.
+pub async fn open(tree: &mut Tree, read_only: bool) -> Result<Rc<dyn Image>, String> {
+    let mut take = |key: &str| tree.options.remove(key);
+    if let Some(name) = take("filename") {
+        let options = OpenOptions { read_only, ..OpenOptions::default() };
+        let opened = open_source(Path::new(&name), &options).await.map_err(|e| e.message)?;
+        return Ok(opened.image);
+    }
+    let kind = take("server.type");
+    let path = take("path").or_else(|| take("server.path"));
+    let host = take("host").or_else(|| take("server.host"));
+    let port = take("port").or_else(|| take("server.port"));
+    if take("tls-creds").is_some() {
+        return Err("TLS for NBD is taken from the folder in PLINTH_TLS, with an nbds:// address".to_owned());
+    }
+    let address = match (kind.as_deref(), path, host) {
+        (Some("unix") | None, Some(path), None) => Address::Unix(path.into()),
+        (Some("inet") | None, None, Some(host)) => {
+            let port = port.map_or(Ok(PORT), |p| p.parse().map_err(|_| format!("Port '{p}' is invalid")))?;
+            Address::Tcp(host, port)
+        }
+        (_, Some(_), Some(_)) => return Err("path and host may not be used at the same time".to_owned()),
+        _ => return Err("NBD server address missing".to_owned()),
+    };
+    let uri = Uri { address, export: take("export").unwrap_or_default(), tls: false };
+    let bitmap = take("x-dirty-bitmap");
+    let options = client::Options { read_only, bitmap: bitmap.clone(), ..client::Options::default() };
+    let node = client::open(&uri, &options).await.map_err(|e| e.to_string())?;
+    let Some(bitmap) = bitmap else { return Ok(Rc::new(RawImage::new(Rc::new(node), read_only))) };
+    let dirty = node.dirty().await.map_err(|e| e.to_string())?;
+    let dirty = dirty.ok_or_else(|| format!("The server has no bitmap '{bitmap}'"))?;
+    Ok(Rc::new(Through { node: Rc::new(Dirty { node, dirty }), image: None }))
+}
+
+/// An export whose status is that of a bitmap: what is marked in it is shown as not there.
+struct Dirty {
+    node: NbdNode,
+    dirty: Vec<(u64, u64)>,
+}
+
+impl Node for Dirty {
+    fn info(&self) -> &NodeInfo {
+        self.node.info()
+    }
+
+    fn size(&self) -> u64 {
+        self.node.size()
+    }
+
+    fn read(&self, offset: u64, buf: IoBuf) -> Io<'_, IoBuf> {
+        self.node.read(offset, buf)
+    }
+
+    fn write(&self, offset: u64, data: IoData) -> Io<'_, ()> {
+        self.node.write(offset, data)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Io<'_, ()> {
+        self.node.write_zeroes(offset, len, unmap)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Io<'_, ()> {
+        self.node.discard(offset, len)
+    }
+
+    fn flush(&self) -> Io<'_, ()> {
+        self.node.flush()
+    }
+
+    fn status(&self, offset: u64, len: u64) -> Io<'_, Extent> {
+        Box::pin(async move {
+            check_range(self, "look at", offset, len)?;
+            let end = offset + len;
+            // The first range that ends behind the start.
+            let next = self.dirty.partition_point(|(at, n)| at + n <= offset);
+            Ok(match self.dirty.get(next) {
+                Some(&(at, n)) if at <= offset => {
+                    Extent { zero: false, ..Extent::hole((at + n).min(end) - offset) }
+                }
+                Some(&(at, _)) => Extent::stored(at.min(end) - offset, Some(offset)),
+                None => Extent::stored(len, Some(offset)),
+            })
+        })
+    }
+
+    fn resize(&self, size: u64) -> Io<'_, ()> {
+        self.node.resize(size)
+    }
+
+    fn close(&self) -> Io<'_, ()> {
+        self.node.close()
+    }
+}

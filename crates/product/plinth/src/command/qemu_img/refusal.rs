@@ -1,0 +1,115 @@
+//! What QEMU refuses to create, in its words: scripts look for them. The formats themselves refuse the same.
+
+use plinth_image::format::{Format, OptionKind};
+
+use super::options::NewOptions;
+
+/// Why QEMU would not create such an image, where it has words of its own for it.
+pub fn refusal(format: Format, new: &NewOptions, bytes: u64) -> Option<String> {
+    let specs = format.driver().map_or(&[][..], |d| d.options);
+    for (name, value) in new.own.iter() {
+        let spec = specs.iter().find(|s| s.name == name)?;
+        if let OptionKind::Choice(choices) = spec.kind
+            && !choices.contains(&value)
+        {
+            return Some(match (format, name) {
+                (Format::Vmdk, _) => format!("invalid parameter value: {value}"),
+                (_, "compat") => format!("Parameter 'version' does not accept value '{value}'"),
+                _ => {
+                    let name = name.trim_start_matches("encrypt.").replace('_', "-");
+                    format!("Parameter '{name}' does not accept value '{value}'")
+                }
+            });
+        }
+    }
+    match format {
+        Format::Qcow2 => qcow2(new, bytes),
+        Format::Vmdk => {
+            let flat = new.own.text("subformat").is_some_and(|s| s.ends_with("Flat"));
+            (flat && new.own.flag("zeroed_grain") == Some(true))
+                .then(|| "Flat image can't enable zeroed grain".to_owned())
+        }
+        _ => None,
+    }
+}
+
+fn qcow2(new: &NewOptions, bytes: u64) -> Option<String> {
+    let own = &new.own;
+    let cluster = own.size("cluster_size").ok()?.unwrap_or(64 << 10);
+    let bits = own.number("refcount_bits").ok()?.unwrap_or(16);
+    let on = |name: &str| own.flag(name) == Some(true);
+    let old = matches!(own.text("compat"), Some("0.10" | "v2"));
+    let newer = |what: &str, and: &str| {
+        format!("{what} compatibility level 1.1 {and} above (use version=v3 or greater)")
+    };
+    let entry = if on("extended_l2") { 16 } else { 8 };
+    /// Bytes of an L1 table at most, and clusters of images with subclusters at least.
+    const MAX_L1: u64 = 32 << 20;
+    const MIN_EXTENDED: u64 = 16 << 10;
+    let preallocated = own.text("preallocation").is_some_and(|p| p != "off");
+    let rules: [(bool, String); 13] = [
+        (
+            !cluster.is_power_of_two() || !(512..=2 << 20).contains(&cluster),
+            "Cluster size must be a power of two between 512 and 2048k".into(),
+        ),
+        (
+            on("extended_l2") && cluster < MIN_EXTENDED,
+            format!(
+                "Extended L2 entries are only supported with cluster sizes of at least {MIN_EXTENDED} bytes"
+            ),
+        ),
+        (on("extended_l2") && old, newer("Extended L2 entries are only supported with", "and")),
+        (
+            new.backing.is_some() && preallocated && !on("extended_l2"),
+            "Backing file and preallocation can only be used at the same time if extended_l2 is on".into(),
+        ),
+        (on("data_file_raw") && own.text("data_file").is_none(), "data-file-raw requires data-file".into()),
+        (
+            on("data_file_raw") && new.backing.is_some(),
+            "Backing file and data-file-raw cannot be used at the same time".into(),
+        ),
+        (own.text("data_file").is_some() && old, newer("External data files are only supported with", "and")),
+        (on("lazy_refcounts") && old, newer("Lazy refcounts only supported with", "and")),
+        (
+            !bits.is_power_of_two() || bits > 64,
+            "Refcount width must be a power of two and may not exceed 64 bits".into(),
+        ),
+        (bits != 16 && old, newer("Different refcount widths than 16 bits require", "or")),
+        (
+            own.text("compression_type").is_some_and(|c| c != "zlib") && old,
+            newer("Non-zlib compression type is only supported with", "and"),
+        ),
+        (
+            own.text("encrypt.format").is_some() && new.secret.is_none(),
+            "Parameter 'encrypt.key-secret' is required for cipher".into(),
+        ),
+        (
+            cluster.is_power_of_two() && bytes.div_ceil(cluster).div_ceil(cluster / entry) * 8 > MAX_L1,
+            "The image size is too large for file format 'qcow2' (try using a larger cluster size)".into(),
+        ),
+    ];
+    rules.into_iter().find(|r| r.0).map(|r| r.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use plinth_image::format::Options;
+
+    use super::*;
+
+    #[test]
+    fn in_qemus_words() {
+        let why = |text: &str, bytes| {
+            let new = NewOptions { own: Options::parse(text).unwrap(), ..NewOptions::default() };
+            refusal(Format::Qcow2, &new, bytes)
+        };
+        assert_eq!(why("cluster_size=64k,refcount_bits=8", 1 << 40), None);
+        assert!(why("cluster_size=512", 1 << 40).unwrap().starts_with("The image size is too large"));
+        assert!(why("compat=0.42", 0).unwrap().contains("'version' does not accept value '0.42'"));
+        assert_eq!(
+            why("compat=0.10,refcount_bits=8", 0).unwrap(),
+            "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or \
+             greater)"
+        );
+    }
+}

@@ -1,0 +1,196 @@
+//! `plinth qemu-img`: what scripts that were written for QEMU's tool count on.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn run(folder: &Path, args: &[&str]) -> Output {
+    let program = env!("CARGO_BIN_EXE_plinth");
+    Command::new(program).arg("qemu-img").args(args).current_dir(folder).output().unwrap()
+}
+
+#[track_caller]
+fn does(folder: &Path, args: &[&str]) -> String {
+    let out = run(folder, args);
+    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+#[track_caller]
+fn fails(folder: &Path, args: &[&str], code: i32, text: &str) {
+    let out = run(folder, args);
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(code), "{args:?}: {err}");
+    assert!(err.contains(text), "{args:?}: no '{text}' in: {err}");
+}
+
+/// Raw bytes become an image.
+fn image(folder: &Path, name: &str, bytes: &[u8], args: &[&str]) {
+    fs::write(folder.join("bytes"), bytes).unwrap();
+    does(folder, &[&["convert", "-f", "raw", "-O", "qcow2"], args, &["bytes", name]].concat());
+}
+
+fn contents(folder: &Path, name: &str) -> Vec<u8> {
+    does(folder, &["convert", "-O", "raw", name, "out.raw"]);
+    fs::read(folder.join("out.raw")).unwrap()
+}
+
+const CLUSTER: usize = 64 << 10;
+
+/// Clusters filled with these bytes.
+fn clusters(fill: &[u8]) -> Vec<u8> {
+    fill.iter().flat_map(|&b| std::iter::repeat_n(b, CLUSTER)).collect()
+}
+
+/// What a map says of the layers, as depth and number of clusters.
+fn layers(folder: &Path, name: &str) -> Vec<(u64, u64, bool)> {
+    let map: serde_json::Value =
+        serde_json::from_str(&does(folder, &["map", "--output=json", name])).unwrap();
+    let entries = map.as_array().unwrap().iter();
+    let n = |v: &serde_json::Value| v.as_u64().unwrap();
+    entries.map(|e| (n(&e["depth"]), n(&e["length"]) / CLUSTER as u64, e["data"] == true)).collect()
+}
+
+#[test]
+fn commit_empties_the_upper_image_unless_it_is_told_not_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    for (options, emptied) in [(&["-q"][..], true), (&["-d", "-q"], false), (&["-b", "base", "-q"], false)] {
+        image(dir, "base", &clusters(&[1, 1, 1, 0]), &[]);
+        image(dir, "top", &clusters(&[1, 2, 1, 3]), &["-B", "base", "-F", "qcow2"]);
+        does(dir, &[&["commit"], options, &["top"]].concat());
+        let own = layers(dir, "top").iter().any(|l| l.0 == 0 && l.2);
+        assert_eq!(own, !emptied, "{options:?}");
+        for name in ["base", "top"] {
+            assert!(contents(dir, name) == clusters(&[1, 2, 1, 3]), "{options:?}: {name}");
+        }
+        does(dir, &["check", "-q", "top"]);
+    }
+    fails(
+        dir,
+        &["commit", "-b", "nowhere", "top"],
+        1,
+        "Did not find 'nowhere' in the backing chain of 'top'",
+    );
+}
+
+#[test]
+fn rebase_keeps_zeros_over_the_data_of_the_new_base() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    for compat in ["compat=1.1", "compat=0.10"] {
+        for format in ["qcow2", "vmdk"] {
+            let options: &[&str] = if format == "qcow2" { &["-o", compat] } else { &[] };
+            fs::write(dir.join("bytes"), clusters(&[2, 2, 1, 0, 0, 0])).unwrap();
+            let convert = [&["convert", "-f", "raw", "-O", format], options, &["bytes", "image"]].concat();
+            does(dir, &convert);
+            fs::write(dir.join("bytes"), clusters(&[1, 0, 1, 0, 1, 0])).unwrap();
+            does(dir, &["convert", "-f", "raw", "-O", format, "bytes", "new"]);
+            does(dir, &["rebase", "-b", "new", "-F", format, "image"]);
+            assert!(contents(dir, "image") == clusters(&[2, 2, 1, 0, 0, 0]), "{format} {compat}");
+            assert!(does(dir, &["info", "image"]).contains("backing file: new"));
+        }
+    }
+    fails(dir, &["rebase", "-u", "-b", "new", "image"], 1, "backing format must be specified");
+}
+
+#[test]
+fn rebase_writes_compressed_clusters_where_it_is_asked_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    image(dir, "base", &clusters(&[1, 1, 1]), &[]);
+    image(dir, "top", &clusters(&[1, 2, 1]), &["-B", "base", "-F", "qcow2", "-c"]);
+    does(dir, &["rebase", "-c", "-b", "", "top"]);
+    assert!(contents(dir, "top") == clusters(&[1, 2, 1]));
+    assert!(does(dir, &["check", "top"]).contains("100.00% compressed"));
+    fails(dir, &["rebase", "-c", "-f", "raw", "-b", "", "bytes"], 1, "Compression not supported");
+}
+
+#[test]
+fn a_data_file_may_have_a_whole_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let option = format!("data_file={},data_file_raw=on", data.display());
+    let dir = dir.path();
+    does(dir, &["create", "-q", "-f", "qcow2", "-o", &option, "a", "1M"]);
+    assert_eq!(fs::metadata(&data).unwrap().len(), 1 << 20);
+    assert_eq!(fs::read_dir(dir).unwrap().count(), 2);
+    let named = format!("data-file.filename={},file.filename=a", data.display());
+    assert!(does(dir, &["info", "--image-opts", &named]).contains("virtual size: 1 MiB"));
+}
+
+#[test]
+fn a_map_names_the_files_of_all_layers() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    image(dir, "base", &clusters(&[1, 1, 1]), &[]);
+    image(dir, "middle", &clusters(&[1, 2, 2]), &["-B", "base", "-F", "qcow2"]);
+    image(dir, "top", &clusters(&[1, 2, 3]), &["-B", "middle", "-F", "qcow2"]);
+    let map = does(dir, &["map", "top"]);
+    let names: Vec<_> = map.lines().skip(1).filter_map(|l| l.split_whitespace().last()).collect();
+    assert_eq!(names, ["base", "middle", "top"]);
+}
+
+#[test]
+fn images_are_described_by_options_and_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    image(dir, "base", &clusters(&[5]), &[]);
+    image(dir, "other", &clusters(&[6]), &[]);
+    image(dir, "top", &clusters(&[5]), &["-B", "base", "-F", "qcow2"]);
+    let json = "json:{'driver':'qcow2','file':{'driver':'file','filename':'top'},\
+                'backing':{'driver':'qcow2','file.filename':'other'}}";
+    assert!(contents(dir, json) == clusters(&[6]));
+    let slice = "driver=raw,offset=512,size=1k,file.driver=qcow2,file.file.filename=other";
+    does(dir, &["convert", "--image-opts", "-O", "raw", slice, "out.raw"]);
+    assert!(fs::read(dir.join("out.raw")).unwrap() == vec![6; 1024]);
+    fails(dir, &["info", "--image-opts", "driver=qcow2,file.filename=top,colour=red"], 1, "'colour'");
+    // A file that fails, as who tests scripts needs it.
+    fs::write(dir.join("conf"), "[inject-error]\nevent = \"read_aio\"\nerrno = \"5\"\n").unwrap();
+    fails(
+        dir,
+        &["compare", "blkdebug:conf:top", "other"],
+        4,
+        "Error while reading offset 0 of blkdebug:conf:top",
+    );
+}
+
+#[test]
+fn luks_passphrases_have_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    fs::write(dir.join("bytes"), clusters(&[7])).unwrap();
+    fs::write(dir.join("two"), "bG9uZw==").unwrap();
+    let one = ["--object", "secret,id=a,data=short"];
+    let two = ["--object", "secret,id=b,file=two,format=base64"];
+    let make = ["convert", "-f", "raw", "-O", "luks", "-o", "key-secret=a,iter-time=10", "bytes", "l"];
+    does(dir, &[&make[..1], &one, &make[1..]].concat());
+    let amend = ["amend", "-o", "state=active,new-secret=b,iter-time=10", "--image-opts"];
+    let with = |id: &str| format!("driver=luks,file.filename=l,key-secret={id}");
+    does(dir, &[&amend[..1], &one, &two, &amend[1..], &[&with("a")]].concat());
+    let convert = ["convert", "-O", "raw", "--image-opts"];
+    does(dir, &[&convert[..1], &two, &convert[1..], &[&with("b"), "out.raw"]].concat());
+    assert!(fs::read(dir.join("out.raw")).unwrap() == clusters(&[7]));
+    fails(dir, &[&convert[..], &[&with("c"), "out.raw"]].concat(), 1, "No secret with id 'c'");
+}
+
+#[test]
+fn options_are_refused_in_the_words_of_the_peer() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let create = |options: &str, text: &str| {
+        fails(dir, &["create", "-f", "qcow2", "-o", options, "a", "1M"], 1, text);
+        assert!(!dir.join("a").exists(), "{options}");
+    };
+    create("cluster_size=3k", "a: Cluster size must be a power of two between 512 and 2048k");
+    create("compat=0.42", "Parameter 'version' does not accept value '0.42'");
+    create("cluster_size=-1", "Value '-1' is out of range for parameter 'cluster_size'");
+    create("colour=red", "Invalid parameter 'colour'");
+    create("encrypt.key-secret=x,encrypt.format=foo", "");
+    does(dir, &["create", "-q", "-f", "qcow2", "a", "1M"]);
+    does(dir, &["amend", "-o", "size=2M", "a"]);
+    assert!(does(dir, &["info", "a"]).contains("virtual size: 2 MiB"));
+    does(dir, &["resize", "-q", "--preallocation=full", "a", "+1M"]);
+    assert!(layers(dir, "a").contains(&(0, 16, true)));
+    fails(dir, &["amend", "-o", "backing_file=b", "a"], 1, "Cannot amend the backing file");
+}
