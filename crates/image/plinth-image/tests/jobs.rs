@@ -1,5 +1,7 @@
 //! Jobs over whole images: copies are exact, and only what has to be touched is.
 
+mod common;
+
 use std::rc::Rc;
 
 use plinth_host::aio::block_on;
@@ -10,7 +12,7 @@ use plinth_image::graph::{Cache, IoBuf, IoData, MemoryNode, Node, NodeRef};
 use plinth_image::job::{
     self, CompareOptions, Concat, Contents, ConvertRequest, CopyOptions, Difference, MapEntry, Measured,
 };
-use plinth_image::testing::Random;
+use plinth_image::testing::{Random, World};
 use plinth_image::{Error, ErrorKind};
 
 /// A file with random runs of data and of zeros, some of them stored.
@@ -279,4 +281,27 @@ fn files_on_the_host_are_copied_past_the_cache() {
         assert!(report.written <= report.read);
     });
     assert!(std::fs::read(&to).unwrap() == file.contents());
+}
+
+#[test]
+fn an_image_without_a_base_reads_the_same_over_its_first_one() {
+    const SIZE: u64 = 1 << 20;
+    for options in ["", "cluster_size=4k", "extended_l2=on", "compat=0.10"] {
+        block_on(async {
+            let world = World::new(1);
+            let driver = Format::Qcow2.driver().unwrap();
+            let base = common::create_in(&world, driver, "base", SIZE, "", None).await.unwrap();
+            base.write(0, IoData::copy_of(&vec![9; SIZE as usize])).await.unwrap();
+            base.close().await.unwrap();
+            let image = common::create_in(&world, driver, "image", SIZE, options, None).await.unwrap();
+            image.write(300_000, IoData::copy_of(&[1; 100_000])).await.unwrap();
+            let before = all(&*image).await;
+            job::rebase_safe(&*image, Some(&*base), &Progress::default()).await.unwrap();
+            image.set_backing(Some(&common::link_to("base", &*base))).await.unwrap();
+            image.close().await.unwrap();
+            let image = common::open_in(&world, driver, "image", true).await.unwrap();
+            assert!(image.backing().is_some());
+            assert!(all(&*image).await == before, "{options}");
+        });
+    }
 }

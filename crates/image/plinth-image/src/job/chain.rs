@@ -5,7 +5,7 @@ use futures_util::stream::{self, TryStreamExt};
 use super::plan::{Kind, Plan};
 use super::{CopyOptions, CopyReport, copy};
 use crate::format::{Image, Progress};
-use crate::graph::{IoBuf, Node};
+use crate::graph::{IoBuf, Node, is_zero, write_zero_bytes};
 use crate::{Error, SECTOR};
 
 /// Writes what an image itself has into the image below it, `base`, which becomes longer if it has to. `top` is open
@@ -74,6 +74,21 @@ pub async fn rebase_safe(
     Ok(report)
 }
 
+/// Makes `top` itself have zeros. Where nothing is below it now, what it does not have reads as zeros, and it need
+/// not note any: they are written as data there.
+async fn keep_zeros(top: &dyn Image, offset: u64, len: u64) -> Result<(), Error> {
+    top.write_zeroes(offset, len, true).await?;
+    let (mut at, end) = (offset, offset + len);
+    while at < end {
+        let extent = top.status(at, end - at).await?;
+        if !extent.present || extent.depth > 0 {
+            write_zero_bytes(top, at, extent.len).await?;
+        }
+        at += extent.len.max(1);
+    }
+    Ok(())
+}
+
 /// Writes to `top` what it reads in a range, where `new` reads something else.
 async fn keep(top: &dyn Image, new: Option<&dyn Node>, from: u64, to: u64, grain: u64) -> Result<u64, Error> {
     let known_zero = async |node: &dyn Node| {
@@ -116,8 +131,8 @@ async fn keep(top: &dyn Image, new: Option<&dyn Node>, from: u64, to: u64, grain
             (false, Some(s)) => {
                 let part = old.slice(s..at);
                 let place = from + s as u64;
-                if crate::graph::is_zero(&part) {
-                    top.write_zeroes(place, part.len() as u64, true).await?;
+                if is_zero(&part) {
+                    keep_zeros(top, place, part.len() as u64).await?;
                 } else {
                     top.write(place, part).await?;
                 }
