@@ -142,8 +142,7 @@ fn answers(mut data: &[u8]) -> Vec<u8> {
         reply(&mut out, OPT_GO, REP_INFO, &sizes);
     }
     let flags = u16::from(flags) | u16::from(how & 8 != 0) << 10 | SEND_HAS_FLAGS;
-    let export =
-        [&INFO_EXPORT.to_be_bytes()[..], &65536u64.to_be_bytes(), &flags.to_be_bytes()].concat();
+    let export = [&INFO_EXPORT.to_be_bytes()[..], &65536u64.to_be_bytes(), &flags.to_be_bytes()].concat();
     reply(&mut out, OPT_GO, REP_INFO, &export);
     reply(&mut out, OPT_GO, REP_ACK, &[]);
     while !data.is_empty() && out.len() < 48 << 10 {

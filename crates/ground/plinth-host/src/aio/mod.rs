@@ -164,6 +164,10 @@ fn elsewhere<T: Send + 'static>(
         // Nobody waits any more if this fails.
         let _ = sender.send(work());
     });
-    if reactor::is_inline() { task() } else { start(task) }
+    if reactor::is_inline() {
+        task()
+    } else {
+        start(task)
+    }
     async { receiver.await.expect("work on another thread does not panic") }
 }

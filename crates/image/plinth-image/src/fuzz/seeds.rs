@@ -40,7 +40,8 @@ impl Files {
 impl Links for Files {
     fn open_file<'a>(&'a self, name: &'a str, _read_only: bool) -> Io<'a, NodeRef> {
         let file = self.0.get(name).map(|f| f.clone() as NodeRef);
-        let file = file.ok_or_else(|| Error::new(ErrorKind::NotFound, "cannot open a file", "it is not there"));
+        let file =
+            file.ok_or_else(|| Error::new(ErrorKind::NotFound, "cannot open a file", "it is not there"));
         Box::pin(async { file })
     }
 
@@ -127,27 +128,27 @@ fn plans(format: Format) -> Vec<Plan> {
     match format {
         Format::Raw => vec![plan("", 64 * K)],
         Format::Qcow2 => vec![
-            plan("cluster_size=512", 128 * K),
-            more("cluster_size=512", 128 * K),
-            more("cluster_size=1k,refcount_bits=64,compression_type=zstd", 128 * K),
-            plan("cluster_size=4k,refcount_bits=1", 256 * K),
-            more("extended_l2=on,cluster_size=16k", 256 * K),
+            plan("cluster_size=512", 64 * K),
+            more("cluster_size=512", 64 * K),
+            more("cluster_size=1k,refcount_bits=64,compression_type=zstd", 64 * K),
+            plan("cluster_size=4k,refcount_bits=1", 128 * K),
+            more("extended_l2=on,cluster_size=16k", 128 * K),
             crashed("lazy_refcounts=on,cluster_size=512", 64 * K),
             more("compat=0.10,cluster_size=512", 64 * K),
             plan("data_file=data,cluster_size=4k", 64 * K),
             plan("data_file=data,data_file_raw=on,cluster_size=512", 64 * K),
             over("cluster_size=512", 64 * K),
-            over("extended_l2=on,cluster_size=16k", 128 * K),
-            plan("", 256 * K),
+            over("extended_l2=on,cluster_size=16k", 64 * K),
+            plan("", 128 * K),
         ],
         Format::Vmdk => vec![
-            plan("", 256 * K),
-            plan("zeroed_grain=on", 256 * K),
-            plan("subformat=streamOptimized", 256 * K),
-            plan("subformat=monolithicFlat", 128 * K),
-            plan("subformat=twoGbMaxExtentSparse", 256 * K),
-            over("", 256 * K),
-            crashed("", 256 * K),
+            plan("", 128 * K),
+            plan("zeroed_grain=on", 128 * K),
+            plan("subformat=streamOptimized", 128 * K),
+            plan("subformat=monolithicFlat", 64 * K),
+            plan("subformat=twoGbMaxExtentSparse", 128 * K),
+            over("", 128 * K),
+            crashed("", 128 * K),
         ],
         Format::Vdi => vec![
             plan("block_size=4k", 64 * K),
@@ -168,9 +169,9 @@ fn plans(format: Format) -> Vec<Plan> {
             crashed("block_size=1M", 3 * K * K),
         ],
         Format::Parallels => vec![
-            plan("cluster_size=4k", 128 * K),
+            plan("cluster_size=4k", 64 * K),
             plan("cluster_size=512", 32 * K),
-            crashed("cluster_size=4k", 128 * K),
+            crashed("cluster_size=4k", 64 * K),
         ],
         Format::Luks => vec![
             plan("iter-time=1,cipher-alg=aes-128,cipher-mode=cbc,ivgen-alg=essiv", 32 * K),

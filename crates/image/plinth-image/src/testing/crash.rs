@@ -180,7 +180,12 @@ impl Subject {
     }
 
     /// Checks an image that was opened again, and its contents.
-    pub(super) async fn judge(&self, image: &dyn Image, shadow: &Shadow, cut: Option<usize>) -> Result<(), String> {
+    pub(super) async fn judge(
+        &self,
+        image: &dyn Image,
+        shadow: &Shadow,
+        cut: Option<usize>,
+    ) -> Result<(), String> {
         shadow.verify(image, cut).await?;
         if let Some(report) = check(image).await?
             && !report.is_clean()
