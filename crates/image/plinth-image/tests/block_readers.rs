@@ -69,7 +69,13 @@ fn make(driver: &'static Driver, options: &str, dir: &Path, name: &str, parent: 
     block_on(async {
         let output = OutputFiles::new(&path, Cache::Cached).unwrap();
         let options = Options::parse(options).unwrap();
-        let request = CreateRequest { output: &output, size: SIZE, options: &options, backing, secret: None };
+        let request = CreateRequest {
+            output: &output,
+            size: SIZE,
+            options: &options,
+            backing: backing.map(Into::into),
+            secret: None,
+        };
         (driver.create.unwrap())(request).await.unwrap().close().await.unwrap();
         output.finish().unwrap();
     });

@@ -10,13 +10,14 @@ use plinth_image::format::qcow2::DRIVER;
 use plinth_image::format::{
     CreateRequest, Format, Image, MemoryOutput, OpenOptions, OpenRequest, Options, Progress, Repair, Snapshot,
 };
+use plinth_image::fuzz::SECRET;
 use plinth_image::graph::IoData;
-use plinth_image::testing::{Cut, Cuts, Random, Shadow, SimOutput, Workload, World};
+use plinth_image::testing::{Cut, Cuts, Random, Shadow, SimOutput, Subject, Workload, World};
 
 const SIZE: u64 = 4 << 20;
 
 /// Options, the cluster that the work is made for, and bytes of the disk.
-const VARIANTS: [(&str, u64, u64); 11] = [
+const VARIANTS: [(&str, u64, u64); 13] = [
     ("", 65536, SIZE),
     ("cluster_size=512", 512, 1 << 20),
     ("cluster_size=4k,refcount_bits=1", 4096, SIZE),
@@ -28,9 +29,15 @@ const VARIANTS: [(&str, u64, u64); 11] = [
     ("data_file=data,data_file_raw=on,cluster_size=4k", 4096, SIZE),
     ("compat=0.10,cluster_size=4k", 4096, SIZE),
     ("cluster_size=2M,refcount_bits=8", 65536, 32 << 20),
+    ("encrypt.format=luks,encrypt.iter-time=1,cluster_size=8k", 8192, SIZE),
+    ("encrypt.format=aes,extended_l2=on,cluster_size=16k", 16384, SIZE),
 ];
 
 use common::long as is_long;
+
+fn subject(options: &str, size: u64) -> Subject {
+    Subject { secret: Some(SECRET.into()), ..common::subject(&DRIVER, options, size) }
+}
 
 /// QEMU's checker must call a cut clean, or find leaks at most; `None` if it is not here.
 fn their_check(cut: &Cut) -> Option<Result<(), String>> {
@@ -38,7 +45,20 @@ fn their_check(cut: &Cut) -> Option<Result<(), String>> {
     for (name, memory) in &cut.files {
         memory.save(&dir.path().join(name)).unwrap();
     }
-    let out = Command::new("qemu-img").args(["check", "image"]).current_dir(dir.path()).output().ok()?;
+    let header = std::fs::read(dir.path().join("image")).unwrap();
+    let mut command = Command::new("qemu-img");
+    command.arg("check").current_dir(dir.path());
+    match header[35] {
+        0 => command.arg("image"),
+        method => {
+            let object = format!("secret,id=s,data={}", std::str::from_utf8(SECRET).unwrap());
+            let method = if method == 1 { "aes" } else { "luks" };
+            let image =
+                format!("driver=qcow2,encrypt.format={method},encrypt.key-secret=s,file.filename=image");
+            command.args(["--object", &object, "--image-opts", &image])
+        }
+    };
+    let out = command.output().ok()?;
     Some(match out.status.code() {
         Some(0 | 3) => Ok(()),
         _ => Err(format!("QEMU finds {}{}", text(&out.stdout), text(&out.stderr))),
@@ -53,7 +73,7 @@ fn text(bytes: &[u8]) -> String {
 fn power_cuts_lose_nothing_that_was_flushed() {
     for (options, cluster, size) in VARIANTS {
         let mut n = 0;
-        common::crash_seen(&common::subject(&DRIVER, options, size), cluster, |cut| {
+        common::crash_seen(&subject(options, size), cluster, |cut| {
             n += 1;
             // With lazy counts, it is right that they are wrong.
             if n % 8 != 0 || options.contains("lazy") {
@@ -87,7 +107,8 @@ async fn snapshots_and_cuts(
     let world = World::new(seed);
     let output = SimOutput { name: "image".to_owned(), world: world.clone(), count: Rc::default() };
     let parsed = Options::parse(options).unwrap();
-    let request = CreateRequest { output: &output, size, options: &parsed, backing: None, secret: None };
+    let request =
+        CreateRequest { output: &output, size, options: &parsed, backing: None, secret: Some(SECRET) };
     let image = (DRIVER.create.unwrap())(request).await.unwrap();
     image.flush().await.unwrap();
     let begin = world.now();
@@ -135,7 +156,8 @@ async fn snapshots_and_cuts(
 
 async fn reopen(world: &World) -> Result<Rc<dyn Image>, String> {
     let file = world.file("image").expect("there is an image");
-    let options = OpenOptions { format: Some(Format::Qcow2), ..OpenOptions::default() };
+    let secret = Some(SECRET.into());
+    let options = OpenOptions { format: Some(Format::Qcow2), secret, ..OpenOptions::default() };
     let request = OpenRequest { file, links: Rc::new(world.clone()), options };
     (DRIVER.open)(request).await.map_err(|e| e.to_string())
 }
@@ -153,8 +175,13 @@ fn failures_around_snapshots_harm_nothing() {
                 let output =
                     SimOutput { name: "image".to_owned(), world: world.clone(), count: Rc::default() };
                 let parsed = Options::parse(options).unwrap();
-                let request =
-                    CreateRequest { output: &output, size, options: &parsed, backing: None, secret: None };
+                let request = CreateRequest {
+                    output: &output,
+                    size,
+                    options: &parsed,
+                    backing: None,
+                    secret: Some(SECRET),
+                };
                 let image = (DRIVER.create.unwrap())(request).await.unwrap();
                 let shadow = Shadow::default();
                 let work = Workload { cluster: 4096, may_fail: true, ..Workload::new(5, 40) };
@@ -204,14 +231,20 @@ fn damaged_images_do_no_harm() {
             let output = MemoryOutput::new("image");
             let parsed = Options::parse(options).unwrap();
             let size = size.min(1 << 20);
-            let request =
-                CreateRequest { output: &output, size, options: &parsed, backing: None, secret: None };
+            let request = CreateRequest {
+                output: &output,
+                size,
+                options: &parsed,
+                backing: None,
+                secret: Some(SECRET),
+            };
             let image = (DRIVER.create.unwrap())(request).await.unwrap();
             let work = Workload { cluster: 4096, ..Workload::new(9, 40) };
             work.run(&*image, &Shadow::default(), &|| 0).await.unwrap();
             let cluster = image.describe().cluster_size.unwrap() as usize;
             let data = IoData::copy_of(&vec![7; cluster.min(size as usize)]);
-            image.write_compressed(0, data).unwrap().await.unwrap();
+            let packed = image.write_compressed(0, data).unwrap().await;
+            assert_eq!(packed.is_err(), options.contains("encrypt"));
             image.close().await.unwrap();
             output.file("image").unwrap().contents()
         });
@@ -232,6 +265,6 @@ fn damaged_images_do_no_harm() {
 #[test]
 fn failures_leave_old_or_new_contents() {
     for (options, cluster, size) in VARIANTS {
-        common::fault(&DRIVER, options, size, cluster);
+        common::fault_of(&subject(options, size), cluster);
     }
 }

@@ -75,7 +75,13 @@ async fn make(path: &Path, size: u64, options: &str, backing: Option<BackingLink
     let output = OutputFiles::new(path, Cache::Cached).unwrap();
     let options = Options::parse(options).unwrap();
     options.check(DRIVER.options).unwrap();
-    let request = CreateRequest { output: &output, size, options: &options, backing, secret: None };
+    let request = CreateRequest {
+        output: &output,
+        size,
+        options: &options,
+        backing: backing.map(Into::into),
+        secret: None,
+    };
     (DRIVER.create.unwrap())(request).await.unwrap().close().await.unwrap();
     output.finish().unwrap();
     reopen(path).await

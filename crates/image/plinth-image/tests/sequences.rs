@@ -83,6 +83,8 @@ fn kinds() -> Vec<Kind> {
         // One user of a cluster at most: no snapshots.
         one.snapshots &= !one.ours.contains("refcount_bits=1");
         one.snapshots |= one.ours.contains("cluster_size=2M");
+        // Version 2 has no zeros to put over a base, where QEMU gives up; and see below on the last cluster.
+        one.resize &= !one.ours.contains("0.10") && !one.ours.contains("cluster_size=2M");
     }
     all.extend(
         [
@@ -303,7 +305,7 @@ impl Side {
                     link = Some(self.link(&name).await?);
                 }
                 let node = below.as_deref().map(|b| b as &dyn Node);
-                rebase_safe(&*image, node, &Progress::default()).await.map_err(failed)?;
+                rebase_safe(&*image, node, false, &Progress::default()).await.map_err(failed)?;
                 image.set_backing(link.as_ref()).await.map_err(failed)?;
             }
         }
@@ -334,8 +336,8 @@ fn base_name(n: usize) -> String {
 /// A request in the words of `qemu-io`.
 fn command(request: &Request) -> String {
     match request {
-        Request::Write { at, len, byte, compressed: false } => format!("write -q -P {byte} {at} {len}"),
-        Request::Write { at, len, byte, compressed: true } => format!("write -q -c -P {byte} {at} {len}"),
+        // Not compressed: QEMU 10.0 gives out clusters twice when it writes compressed data beside other data.
+        Request::Write { at, len, byte, .. } => format!("write -q -P {byte} {at} {len}"),
         Request::Zero { at, len, unmap: false } => format!("write -q -z {at} {len}"),
         Request::Zero { at, len, unmap: true } => format!("write -q -z -u {at} {len}"),
         Request::Discard { at, len } => format!("discard -q {at} {len}"),
@@ -366,7 +368,6 @@ fn requests(kind: &Kind, random: &mut Random, model: &mut Model, cluster: u64) -
                 out.push(Request::Write { at, len, byte, compressed: false });
                 fill(&mut model.disk, at, len, byte);
             }
-            // QEMU 10.0 allocates small clusters twice when it writes compressed data, and never writes over any.
             5 if kind.format == Format::Qcow2
                 && (8192..M / 2).contains(&cluster)
                 && !kind.ours.contains("data_file") =>
@@ -398,7 +399,9 @@ fn requests(kind: &Kind, random: &mut Random, model: &mut Model, cluster: u64) -
                 } else {
                     size + random.below(800) * 512
                 };
-                let new = new.clamp(64 << 10, 6 * M);
+                // QEMU 10.0 leaves in the last cluster what a larger disk had, and shows it when it grows again.
+                let grain = if kind.format == Format::Qcow2 { cluster } else { 512 };
+                let new = (new / grain * grain).clamp(64 << 10, 6 * M);
                 out.push(Request::Resize(new));
                 model.disk.resize(new as usize, 0);
             }

@@ -59,7 +59,13 @@ async fn create(
     let output = OutputFiles::new(path, Cache::Cached)?;
     let options = Options::parse(options)?;
     options.check(vmdk::DRIVER.options)?;
-    let request = CreateRequest { output: &output, size, options: &options, backing, secret: None };
+    let request = CreateRequest {
+        output: &output,
+        size,
+        options: &options,
+        backing: backing.map(Into::into),
+        secret: None,
+    };
     let image = (vmdk::DRIVER.create.unwrap())(request).await?;
     Ok((image, output))
 }
@@ -203,7 +209,13 @@ async fn memory(
 ) -> (Rc<dyn Image>, Rc<MemoryNode>) {
     let output = MemoryOutput::new(name);
     let options = Options::parse(options).unwrap();
-    let request = CreateRequest { output: &output, size, options: &options, backing, secret: None };
+    let request = CreateRequest {
+        output: &output,
+        size,
+        options: &options,
+        backing: backing.map(Into::into),
+        secret: None,
+    };
     let image = (vmdk::DRIVER.create.unwrap())(request).await.unwrap();
     (image, output.file(name).unwrap())
 }

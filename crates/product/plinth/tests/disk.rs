@@ -327,3 +327,47 @@ fn an_image_over_another_one_keeps_what_is_below_its_clusters() {
         assert!(read.starts_with(&want), "{format}");
     }
 }
+
+#[test]
+fn a_commit_empties_the_image_and_a_rebase_compresses() {
+    let (dir, bytes) = folder();
+    let dir = dir.path();
+    does(dir, &["disk", "convert", "d.raw", "base.qcow2"]);
+    does(dir, &["disk", "create", "top.qcow2", "--backing", "base.qcow2"]);
+    let mut want = bytes;
+    want[200_000..900_000].fill(0x5a);
+    fs::write(dir.join("want.raw"), &want).unwrap();
+    let rewrite = || {
+        let over = ["disk", "convert", "want.raw", "top.qcow2", "--force", "--backing", "base.qcow2"];
+        does(dir, &over);
+    };
+    rewrite();
+    let size = |name: &str| json(dir, &["info", name])["allocated"].as_u64().unwrap();
+    let before = size("top.qcow2");
+    assert_eq!(json(dir, &["commit", "top.qcow2", "--keep"])["emptied"], false);
+    assert_eq!(size("top.qcow2"), before);
+    assert_eq!(json(dir, &["commit", "top.qcow2"])["emptied"], true);
+    assert!(size("top.qcow2") < before / 2, "{} of {before}", size("top.qcow2"));
+    let entries = json(dir, &["map", "top.qcow2"]);
+    assert!(entries.as_array().unwrap().iter().all(|e| e["depth"] != 0));
+    for image in ["base.qcow2", "top.qcow2"] {
+        assert_eq!(json(dir, &["compare", image, "want.raw"])["same"], true, "{image}");
+        assert!(json(dir, &["check", image])["clean"].as_bool().unwrap());
+        if let Some(out) = peer(dir, &["check", image]) {
+            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+        }
+    }
+    // Over another image, what differs is copied into it.
+    does(dir, &["disk", "create", "zeros.qcow2", "3M"]);
+    does(dir, &["disk", "rebase", "top.qcow2", "--backing", "zeros.qcow2", "--compress"]);
+    assert_eq!(json(dir, &["compare", "top.qcow2", "want.raw"])["same"], true);
+    let report = json(dir, &["check", "top.qcow2"]);
+    assert!(report["clean"].as_bool().unwrap());
+    assert!(report["compressed_clusters"].as_u64().unwrap() >= 15, "{report}");
+    if let Some(out) = peer(dir, &["compare", "top.qcow2", "want.raw"]) {
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+    }
+    does(dir, &["disk", "convert", "d.raw", "b.vdi"]);
+    does(dir, &["disk", "create", "t.vdi", "--backing", "b.vdi"]);
+    fails(dir, &["disk", "rebase", "t.vdi", "--flatten", "--compress"], 1, &["vdi", "compress"]);
+}

@@ -3,9 +3,9 @@
 //! A [`SectorCipher`] encrypts and decrypts runs of sectors; a sector's *IV number* is its place counted in 512 bytes,
 //! in whatever space the format counts. Formats use it like this:
 //!
-//! - **LUKS**: [`luks::unlock`](crate::format::luks::unlock) gives the cipher; IV numbers count from the payload's start.
-//! - **qcow2 with LUKS**: `luks::unlock` with the part of the file that the encryption header extension names; IV
-//!   numbers are `host offset / 512` of the cluster in the file.
+//! - **LUKS**: the header has the cipher and, encrypted, its key; IV numbers count from the payload's start.
+//! - **qcow2 with LUKS**: [`luks::inside`](crate::format::luks::inside) has the cipher; IV numbers are
+//!   `host offset / 512` of the cluster in the file.
 //! - **qcow2 with legacy AES**: [`SectorCipher::qcow_aes`]; IV numbers are `guest offset / 512`.
 //!
 //! [`encrypt`] and [`decrypt`] do large buffers in pieces on all cores.

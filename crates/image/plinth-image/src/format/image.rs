@@ -237,6 +237,14 @@ pub trait Image: Node {
         let error = unsupported(self.info(), self.format(), "change options of");
         Box::pin(async { Err(error) })
     }
+    /// Forgets all that the disk has in this image itself: it reads as the image below then. Snapshots stay.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) if the format cannot do it; as for a write.
+    fn make_empty(&self) -> Io<'_, ()> {
+        let error = unsupported(self.info(), self.format(), "empty");
+        Box::pin(async { Err(error) })
+    }
     /// Snapshots inside, if the format has them.
     fn snapshots(&self) -> Option<&dyn Snapshots> {
         None

@@ -4,6 +4,7 @@
 //! [`open`](fn@open) finds the driver and gives an [`Image`], which is a [`Node`] with all that an image can do
 //! besides holding bytes.
 
+mod below;
 mod blocks;
 mod chunks;
 pub mod cloop;
@@ -31,6 +32,7 @@ use std::str::FromStr;
 
 use crate::graph::{Io, NodeRef};
 use crate::{Error, ErrorKind};
+pub use below::Backing;
 pub use image::{
     BackingLink, Bitmap, Bitmaps, CheckReport, Description, Image, Progress, Repair, Snapshot, Snapshots,
 };
@@ -159,7 +161,7 @@ pub struct CreateRequest<'a> {
     /// The format's own options; the driver has checked that all are its own.
     pub options: &'a Options,
     /// The image below.
-    pub backing: Option<BackingLink>,
+    pub backing: Option<Backing>,
     /// The passphrase where an option asks for encryption.
     pub secret: Option<&'a [u8]>,
 }

@@ -1,7 +1,9 @@
 //! Raw images: the file's bytes are the disk's.
 
 use std::cell::Cell;
+use std::fs::File;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::image::unsupported;
 use super::{
@@ -138,6 +140,10 @@ impl Node for RawImage {
             self.file.flush().await?;
             self.file.close().await
         })
+    }
+
+    fn host_file(&self) -> Option<Arc<File>> {
+        self.file.host_file()
     }
 }
 

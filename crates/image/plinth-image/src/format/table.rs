@@ -9,13 +9,14 @@ use std::rc::Rc;
 use async_lock::Mutex;
 use futures_util::future::{FutureExt, Shared, join_all};
 
-use crate::graph::{IoBuf, IoData, NodeRef, read_table};
+use crate::graph::{IoData, NodeRef, read_table};
 use crate::{Error, ErrorKind};
 
 /// One block of a table. Who holds it keeps it in memory.
 pub struct Block {
     offset: u64,
-    bytes: RefCell<IoBuf>,
+    /// Not a buffer for I/O: those are aligned, which takes up twice the memory.
+    bytes: RefCell<Box<[u8]>>,
     /// Changed since it was last written.
     dirty: Cell<bool>,
     /// When it was last used, on the cache's clock.
@@ -99,6 +100,8 @@ pub struct TableCache {
     capacity: usize,
     entries: Rc<RefCell<HashMap<u64, Entry>>>,
     clock: Cell<u64>,
+    /// Counts what changes blocks in the file or makes them invalid.
+    changes: Rc<Cell<u64>>,
     /// Held while blocks are written: two writes of one block must not overtake each other.
     writing: Mutex<()>,
 }
@@ -108,13 +111,25 @@ impl TableCache {
     #[must_use]
     pub fn new(file: NodeRef, block: usize, capacity: usize) -> Self {
         let capacity = (capacity / block.max(1)).max(8);
-        Self { file, block, capacity, entries: Rc::default(), clock: Cell::new(0), writing: Mutex::new(()) }
+        Self {
+            file,
+            block,
+            capacity,
+            entries: Rc::default(),
+            clock: Cell::new(0),
+            changes: Rc::default(),
+            writing: Mutex::new(()),
+        }
     }
 
     /// Bytes of a block.
     #[must_use]
     pub fn block_size(&self) -> usize {
         self.block
+    }
+
+    fn changed(&self) {
+        self.changes.set(self.changes.get() + 1);
     }
 
     fn touch(&self, block: &Block) {
@@ -139,6 +154,14 @@ impl TableCache {
     /// # Errors
     /// [`ErrorKind::Corrupt`] if it is not wholly inside of the file; the file's.
     pub async fn load(&self, offset: u64, what: &'static str) -> Result<Rc<Block>, Error> {
+        self.load_row(offset, 1, what).await
+    }
+
+    /// The block at `offset`, and up to `count - 1` that follow it in the same table for who comes next.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load).
+    pub async fn load_row(&self, offset: u64, count: usize, what: &'static str) -> Result<Rc<Block>, Error> {
         if let Some(block) = self.get(offset) {
             return Ok(block);
         }
@@ -147,7 +170,7 @@ impl TableCache {
             match entries.get(&offset) {
                 Some(Entry::Loading(loading)) => loading.clone(),
                 _ => {
-                    let loading = self.start(offset, what);
+                    let loading = self.start(offset, count, what);
                     entries.insert(offset, Entry::Loading(loading.clone()));
                     loading
                 }
@@ -163,11 +186,36 @@ impl TableCache {
         Ok(block)
     }
 
-    fn start(&self, offset: u64, what: &'static str) -> Loading {
+    fn start(&self, offset: u64, count: usize, what: &'static str) -> Loading {
         let (file, len, entries) = (self.file.clone(), self.block, self.entries.clone());
+        let (changes, before) = (self.changes.clone(), self.changes.get());
+        // What follows may be cut off by the file's end; the first block must be there.
+        let there = (file.size().saturating_sub(offset) / len as u64).min(self.capacity as u64 / 2) as usize;
+        let count = count.min(there).max(1);
+        let now = self.clock.get();
         let load: Pin<Box<dyn Future<Output = _>>> = Box::pin(async move {
-            let result = read_table(&*file, offset, len, what).await;
+            let mut result = read_table(&*file, offset, len * count, what).await;
             let mut entries = entries.borrow_mut();
+            if count > 1
+                && let Ok(bytes) = &mut result
+            {
+                let rest = bytes.split_off(len);
+                // A table that changed while it was read may be an old one.
+                let parts =
+                    if changes.get() == before { rest.chunks_exact(len) } else { [].chunks_exact(len) };
+                for (n, part) in parts.enumerate() {
+                    let offset = offset + ((n + 1) * len) as u64;
+                    entries.entry(offset).or_insert_with(|| {
+                        Entry::Here(Rc::new(Block {
+                            offset,
+                            bytes: RefCell::new(part.into()),
+                            dirty: Cell::new(false),
+                            used: Cell::new(now),
+                        }))
+                    });
+                }
+                bytes.truncate(len);
+            }
             // Somebody may have put a new block in its place meanwhile, which is the right one then.
             if let Some(Entry::Here(block)) = entries.get(&offset) {
                 return Ok(block.clone());
@@ -176,7 +224,7 @@ impl TableCache {
                 Ok(bytes) => {
                     let block = Rc::new(Block {
                         offset,
-                        bytes: RefCell::new(bytes),
+                        bytes: RefCell::new((&bytes[..]).into()),
                         dirty: Cell::new(false),
                         used: Cell::new(0),
                     });
@@ -194,9 +242,10 @@ impl TableCache {
 
     /// A new block of zeros at `offset`, changed from the start. What was there before is not read.
     pub fn create(&self, offset: u64) -> Rc<Block> {
+        self.changed();
         let block = Rc::new(Block {
             offset,
-            bytes: RefCell::new(IoBuf::zeroed(self.block)),
+            bytes: RefCell::new(vec![0; self.block].into()),
             dirty: Cell::new(true),
             used: Cell::new(0),
         });
@@ -208,11 +257,13 @@ impl TableCache {
 
     /// The block at `offset` is no table any more: it is forgotten, changed or not.
     pub fn forget(&self, offset: u64) {
+        self.changed();
         self.entries.borrow_mut().remove(&offset);
     }
 
     /// Forgets everything, changed or not.
     pub fn clear(&self) {
+        self.changed();
         self.entries.borrow_mut().clear();
     }
 
@@ -263,6 +314,9 @@ impl TableCache {
         let mut blocks = self.here(|b| b.is_dirty() && want(b));
         // Neighbours in the file one after the other.
         blocks.sort_by_key(|b| b.offset);
+        if !blocks.is_empty() {
+            self.changed();
+        }
         let stage = |block: Rc<Block>| {
             let data = IoData::copy_of(&block.bytes.borrow());
             block.dirty.set(false);
@@ -282,6 +336,7 @@ impl TableCache {
 
     async fn write_blocks(&self, staged: Staged) -> Result<(), Error> {
         const AT_ONCE: usize = 32;
+        self.changed();
         let mut result = Ok(());
         let mut blocks = staged.0.into_iter();
         loop {

@@ -250,7 +250,7 @@ async fn create(
     let options = Options::parse(options)?;
     options.check(driver.options)?;
     let secret = (driver.format == Format::Luks).then_some(SECRET);
-    let request = CreateRequest { output, size, options: &options, backing, secret };
+    let request = CreateRequest { output, size, options: &options, backing: backing.map(Into::into), secret };
     (driver.create.expect("a format with a plan can be made"))(request).await
 }
 

@@ -6,7 +6,7 @@ use super::script::{Input, Step, script};
 use super::seeds::Files;
 use super::{READ, SECRET};
 use crate::crypt::KeyCost;
-use crate::format::{Format, Image, OpenOptions, OpenRequest, Progress, Repair, Snapshot, luks};
+use crate::format::{Format, Image, OpenOptions, OpenRequest, Progress, Repair, Snapshot, luks, qcow2};
 use crate::graph::{IoBuf, IoData, MemoryNode, Node, is_zero};
 use crate::{Error, ErrorKind};
 
@@ -52,6 +52,7 @@ impl Work {
         let request = OpenRequest { file: self.files.main(), links: Rc::new(self.files.clone()), options };
         match self.format.driver() {
             _ if self.format == Format::Luks => luks::open_with(request, COST).await,
+            _ if self.format == Format::Qcow2 => qcow2::open_with(request, COST).await,
             Some(driver) => (driver.open)(request).await,
             None => unreachable!("a format without a driver is not tested"),
         }

@@ -464,6 +464,16 @@ impl Node for FileNode {
     fn close(&self) -> Io<'_, ()> {
         Box::pin(async { Ok(()) })
     }
+
+    fn host_file(&self) -> Option<Arc<File>> {
+        // Past the page cache, memory has to be aligned.
+        (!self.direct).then(|| self.file.clone())
+    }
+
+    fn is_sparse(&self) -> bool {
+        let nine_tenths = self.size.get() / 10 * 9;
+        !self.device && self.allocated().is_ok_and(|a| a < nine_tenths)
+    }
 }
 
 #[cfg(test)]

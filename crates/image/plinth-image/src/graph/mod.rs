@@ -12,7 +12,9 @@ mod range_lock;
 mod slice;
 mod throttle;
 
+use std::fs::File;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use futures_util::future::LocalBoxFuture;
 pub use plinth_host::buffer::{IoBuf, IoData};
@@ -133,6 +135,16 @@ pub trait Node {
     /// # Errors
     /// As for a flush.
     fn close(&self) -> Io<'_, ()>;
+    /// The file that [`Extent::host`] of this layer is about, if its bytes may be read past the node: nothing writes
+    /// them meanwhile but who asked.
+    fn host_file(&self) -> Option<Arc<File>> {
+        None
+    }
+    /// It takes up clearly less space than it has bytes: parts of it are holes, which [`status`](Node::status) finds
+    /// quickly.
+    fn is_sparse(&self) -> bool {
+        false
+    }
 }
 
 /// Refuses a range that is not within the node.

@@ -1,8 +1,14 @@
 //! Comparing two disks.
 
 use std::cell::Cell;
+use std::fs::File;
+use std::io::{self, IoSliceMut};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use plinth_host::aio;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::plan::Kind;
 use crate::Error;
@@ -38,6 +44,11 @@ pub struct CompareReport {
 
 /// Bytes that are compared at once: they fit a CPU's cache.
 const PIECE: u64 = 128 << 10;
+/// Bytes that one thread reads from the page cache and compares, step by step. Fewer than `FEW` are not worth another
+/// thread.
+const CACHED_PIECE: u64 = 1 << 20;
+const STEP: usize = 64 << 10;
+const FEW: u64 = 64 << 10;
 const IN_FLIGHT: usize = 6;
 
 /// A run of both disks.
@@ -47,6 +58,8 @@ struct Pair {
     len: u64,
     a: Kind,
     b: Kind,
+    /// Where the bytes are in the disks' files, if they may be read there.
+    host: [Option<u64>; 2],
 }
 
 struct Walk<'a> {
@@ -57,6 +70,9 @@ struct Walk<'a> {
     known: Cell<[(u64, Option<Extent>); 2]>,
     strict: bool,
     end: u64,
+    files: [Option<Arc<File>>; 2],
+    /// What is read is not in the page cache: more requests at once are worth more than fewer copies.
+    cold: Cell<bool>,
 }
 
 enum Found {
@@ -105,13 +121,39 @@ impl Walk<'_> {
         if self.strict && !alike {
             return Ok(Some(Found::Allocation(at)));
         }
+        let host = |n: usize, extent: &Extent, to: u64| match kind(extent) {
+            Kind::Data if self.files[n].is_some() && extent.depth == 0 && !extent.compressed => {
+                extent.host.map(|h| h + (at - (to - extent.len)))
+            }
+            _ => None,
+        };
+        let host = [host(0, &a, a_to), host(1, &b, b_to)];
         let (a, b) = (kind(&a), kind(&b));
         let mut to = a_to.min(b_to).min(self.end);
+        let known = |kind: Kind, host: Option<u64>| kind != Kind::Data || host.is_some();
+        let cached = !self.cold.get() && known(a, host[0]) && known(b, host[1]);
         if (a, b) != (Kind::Zero, Kind::Zero) {
-            to = to.min((at / PIECE + 1) * PIECE);
+            let piece = if cached { CACHED_PIECE } else { PIECE };
+            to = to.min((at / piece + 1) * piece);
         }
         self.at.set(to);
-        Ok(Some(Found::Pair(Pair { at, len: to - at, a, b })))
+        let host = if cached && to - at >= FEW { host } else { [None; 2] };
+        Ok(Some(Found::Pair(Pair { at, len: to - at, a, b, host })))
+    }
+
+    async fn differ(&self, pair: Pair) -> Result<Option<u64>, Error> {
+        if pair.host == [None; 2] {
+            return differ(self.a, self.b, pair).await;
+        }
+        let side = |n: usize| Some((self.files[n].clone()?, pair.host[n]?));
+        let (sides, len) = ([side(0), side(1)], pair.len as usize);
+        match aio::offload(move || compare_files(&sides, len)).await {
+            Ok((found, cold)) => {
+                self.cold.set(self.cold.get() || cold);
+                Ok(found.map(|n| pair.at + n))
+            }
+            Err((n, e)) => Err(Error::from_host("read", &[self.a, self.b][n].info().name, e)),
+        }
     }
 }
 
@@ -134,16 +176,68 @@ async fn differ(a: &dyn Node, b: &dyn Node, pair: Pair) -> Result<Option<u64>, E
     let (x, y) = futures_util::future::try_join(bytes(a, &pair, pair.a), bytes(b, &pair, pair.b)).await?;
     let found = match (x, y) {
         (Some(x), Some(y)) => first_difference(&x, &y),
-        (Some(x), None) | (None, Some(x)) => {
-            if is_zero(&x) {
-                None
-            } else {
-                x.iter().position(|&b| b != 0)
-            }
-        }
+        (Some(x), None) | (None, Some(x)) => first_not_zero(&x),
         (None, None) => None,
     };
     Ok(found.map(|n| pair.at + n as u64))
+}
+
+/// Reads what the page cache has; true if some of it had to be read from the disk. Behind the file's end are zeros.
+fn read_cached(file: &File, mut offset: u64, mut buf: &mut [u8]) -> io::Result<bool> {
+    let mut cold = false;
+    while !buf.is_empty() {
+        let n = match preadv2(file, &mut [IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT) {
+            Ok(n) => n,
+            Err(Errno::INTR) => continue,
+            // Not in the cache, or a file system that does not know the flag.
+            Err(e) => {
+                cold |= e == Errno::AGAIN;
+                match file.read_at(buf, offset) {
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                    n => n?,
+                }
+            }
+        };
+        if n == 0 {
+            buf.fill(0);
+            break;
+        }
+        offset += n as u64;
+        buf = &mut buf[n..];
+    }
+    Ok(cold)
+}
+
+type Side = Option<(Arc<File>, u64)>;
+
+/// Where two ranges of files differ first, one of which may be zeros instead, and if they were not in the page cache.
+/// Errors are with the number of the side.
+fn compare_files(sides: &[Side; 2], len: usize) -> Result<(Option<u64>, bool), (usize, io::Error)> {
+    let mut bufs = [IoBuf::new(STEP.min(len)), IoBuf::new(STEP.min(len))];
+    let (mut cold, mut at) = (false, 0);
+    while at < len {
+        let n = STEP.min(len - at);
+        for (i, (side, buf)) in sides.iter().zip(&mut bufs).enumerate() {
+            if let Some((file, offset)) = side {
+                cold |= read_cached(file, offset + at as u64, &mut buf[..n]).map_err(|e| (i, e))?;
+            }
+        }
+        let [a, b] = &bufs;
+        let found = match sides {
+            [Some(_), Some(_)] => first_difference(&a[..n], &b[..n]),
+            [Some(_), None] => first_not_zero(&a[..n]),
+            _ => first_not_zero(&b[..n]),
+        };
+        if let Some(found) = found {
+            return Ok((Some((at + found) as u64), cold));
+        }
+        at += n;
+    }
+    Ok((None, cold))
+}
+
+fn first_not_zero(bytes: &[u8]) -> Option<usize> {
+    if is_zero(bytes) { None } else { bytes.iter().position(|&b| b != 0) }
 }
 
 /// Compares two disks, up to the first difference.
@@ -162,13 +256,23 @@ pub async fn compare(
     }
     let end = a.size().max(b.size());
     progress.total.set(end);
-    let walk = Walk { a, b, at: Cell::new(0), known: Cell::default(), strict: options.strict, end };
-    let runs = stream::try_unfold(&walk, async |walk| Ok(walk.next().await?.map(|found| (found, walk))));
+    let walk = Walk {
+        a,
+        b,
+        at: Cell::new(0),
+        known: Cell::default(),
+        strict: options.strict,
+        end,
+        files: [a.host_file(), b.host_file()],
+        cold: Cell::new(false),
+    };
+    let walk = &walk;
+    let runs = stream::try_unfold(walk, async |walk| Ok(walk.next().await?.map(|found| (found, walk))));
     let results = runs
-        .map_ok(async |found| match found {
+        .map_ok(async move |found| match found {
             Found::Allocation(at) => Ok(Some(Difference::Allocation(at))),
             Found::Pair(pair) => {
-                let difference = differ(a, b, pair).await?;
+                let difference = walk.differ(pair).await?;
                 progress.add(pair.len);
                 Ok(difference.map(Difference::Content))
             }

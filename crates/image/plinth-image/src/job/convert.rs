@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::{Concat, CopyOptions, CopyReport, copy};
-use crate::format::{BackingLink, CreateRequest, Format, Image, Options, Output, Progress};
+use crate::format::{Backing, CreateRequest, Format, Image, Options, Output, Progress};
 use crate::graph::NodeRef;
 use crate::{Error, ErrorKind, SECTOR};
 
@@ -17,7 +17,7 @@ pub async fn create(
     format: Format,
     size: u64,
     options: &Options,
-    backing: Option<BackingLink>,
+    backing: Option<Backing>,
     secret: Option<&[u8]>,
 ) -> Result<Rc<dyn Image>, Error> {
     let doing = || format!("cannot create '{}'", output.name());
@@ -47,9 +47,9 @@ pub struct ConvertRequest<'a> {
     pub format: Format,
     /// Its options.
     pub options: &'a Options,
-    /// The image below the new one. Only what the first [`CopyOptions::layers`] layers of the source have is copied
+    /// The image below the new one, which has to be open. Only what the first [`CopyOptions::layers`] layers of the source have is copied
     /// then.
-    pub backing: Option<BackingLink>,
+    pub backing: Option<Backing>,
     /// The passphrase, if it is to be encrypted.
     pub secret: Option<&'a [u8]>,
     /// How to copy.
@@ -75,8 +75,9 @@ pub async fn convert(
     let over = request.backing.is_some();
     let target =
         create(output, request.format, size, request.options, request.backing, request.secret).await?;
-    // What is new reads as zeros, unless there is something below.
-    let options = CopyOptions { target_is_zero: !over, ..request.copy };
+    // What is new reads as zeros, unless there is something below, or nothing but noise, as in LUKS.
+    let noise = target.describe().encrypted && size > 0 && !target.status(0, 1).await?.zero;
+    let options = CopyOptions { target_is_zero: !over && !noise, ..request.copy };
     let report = copy(&*source, 0..size, &*target, 0, &options, progress).await?;
     target.close().await?;
     Ok(report)

@@ -30,6 +30,9 @@ pub struct CopyOptions {
     pub compress: bool,
     /// Only what the uppermost layers have, so many of them; what they do not have is left alone in the target.
     pub layers: Option<u32>,
+    /// With `layers`: not a byte more than they have. For a source that is open without what is below it, where
+    /// everything else reads as zeros; a target that is open over what is below it keeps the rest.
+    pub exact: bool,
     /// Take zeros for what cannot be read.
     pub salvage: bool,
     /// Bytes of a second at most.
@@ -46,6 +49,7 @@ impl Default for CopyOptions {
             zero_run: 32 << 10,
             compress: false,
             layers: None,
+            exact: false,
             salvage: false,
             rate: None,
         }
@@ -65,8 +69,6 @@ pub struct CopyReport {
 
 /// Granularity in which zeros are looked for, at least.
 const GRAIN: u64 = 4096;
-/// The largest clusters that are written as a whole. Formats with larger ones know what they have by the sector.
-const MAX_CLUSTER: u64 = 2 << 20;
 /// Unreadable ranges that are reported.
 const MAX_UNREADABLE: usize = 1000;
 
@@ -104,14 +106,8 @@ pub async fn copy(
     progress: &Progress,
 ) -> Result<CopyReport, Error> {
     let cluster = target.describe().cluster_size.filter(|c| c.is_power_of_two()).unwrap_or(GRAIN);
-    // Over something below, whole clusters are written: a new image has not opened what is below it, and would
-    // fill the rest of a cluster with something else. The source has all of the cluster, whatever layer it is from.
-    let align = match (options.compress, options.layers) {
-        (true, _) => cluster,
-        (_, Some(_)) => cluster.clamp(GRAIN, MAX_CLUSTER),
-        // What is written of a cluster at once needs no second look at it.
-        _ => cluster.clamp(GRAIN, 64 << 10),
-    };
+    // What is written of a cluster at once needs no second look at it.
+    let align = if options.compress { cluster } else { cluster.clamp(GRAIN, 64 << 10) };
     let copier = Copier {
         source,
         target,

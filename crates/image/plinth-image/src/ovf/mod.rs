@@ -21,7 +21,7 @@ use crate::{Error, ErrorKind};
 pub use machine::{Controller, ControllerKind, Disk, Firmware, MachineDescription, Nic, OperatingSystem};
 pub use manifest::{Manifest, Verified};
 use part::Parts;
-pub use write::write_package;
+pub use write::{Written, package_files, write_package};
 
 /// Files of a package at most.
 const MAX_FILES: usize = 4096;
@@ -264,12 +264,66 @@ impl Package {
         if file.gzip { part::unzip(name, node, limit).await } else { Ok(node) }
     }
 
+    /// True if a file's name says that it is a package.
+    #[must_use]
+    pub fn is_name(path: &Path) -> bool {
+        let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        ending.eq_ignore_ascii_case("ova") || ending.eq_ignore_ascii_case("ovf")
+    }
+
+    /// The disk that `name` means among those of all machines: its file, with or without the ending, its ID, or its
+    /// number beginning at 1. Without a name, the only one.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) if there is no such disk; [`Invalid`](ErrorKind::Invalid) if one of several has to
+    /// be named. Both say what there is.
+    pub fn find_disk(&self, name: Option<&str>) -> Result<&Disk, Error> {
+        let disks: Vec<&Disk> = self.machines.iter().flat_map(|m| &m.disks).collect();
+        let has = || {
+            let names: Vec<_> = disks.iter().map(|d| d.file.as_ref().unwrap_or(&d.id).as_str()).collect();
+            if names.is_empty() {
+                "it has no disks".to_owned()
+            } else {
+                format!("it has {}", names.join(", "))
+            }
+        };
+        let doing = |what: &str| format!("cannot open {what} of '{}'", self.name);
+        let Some(name) = name else {
+            return match disks[..] {
+                [one] => Ok(one),
+                [] => Err(Error::new(ErrorKind::NotFound, doing("a disk"), has())),
+                _ => Err(Error::new(
+                    ErrorKind::Invalid,
+                    doing("the disk"),
+                    format!("one has to be named: {}", has()),
+                )),
+            };
+        };
+        let is = |d: &&&Disk| {
+            let file = d.file.as_deref();
+            let stem = file.and_then(|f| f.rsplit_once('.')).map(|f| f.0);
+            d.id == name || file == Some(name) || stem == Some(name)
+        };
+        let number = name.parse::<usize>().ok().and_then(|n| disks.get(n.checked_sub(1)?));
+        let found = disks.iter().find(is).or(number).copied();
+        found.ok_or_else(|| Error::new(ErrorKind::NotFound, doing(&format!("the disk '{name}'")), has()))
+    }
+
     /// Opens a disk for reading; `None` if it is empty.
     ///
     /// # Errors
-    /// As for [`open_file`](Self::open_file), and the format's.
+    /// As for [`open_file`](Self::open_file), and the format's; [`Unsupported`](ErrorKind::Unsupported) for a disk that
+    /// is over another one of the package.
     pub async fn open_disk(&self, disk: &Disk) -> Result<Option<Rc<dyn Image>>, Error> {
         let Some(file) = &disk.file else { return Ok(None) };
+        if disk.parent.as_deref().is_some_and(|p| !p.is_empty()) {
+            let why = "it has only what differs from another disk of the package, which is not supported";
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("cannot open '{file}' of '{}'", self.name),
+                why,
+            ));
+        }
         // What a format can need beyond the disk's own bytes.
         let limit = disk.capacity.saturating_add(disk.capacity / 8).saturating_add(64 << 20);
         let node = self.open_file(file, limit).await?;

@@ -4,16 +4,16 @@
 //! manifest, which come first in it, have places whose sizes are known, and are written last.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use quick_xml::escape::escape;
 
 use super::machine::{ControllerKind, Firmware, MachineDescription};
 use super::manifest::{Algorithm, Manifest, checksum};
 use super::part::Window;
+use super::xml::escape;
 use crate::format::{CreateRequest, Format, Image, Options, Output, OutputFiles, Progress};
 use crate::graph::{Cache, Io, IoBuf, IoData, NodeRef, is_zero};
 use crate::{Error, ErrorKind};
@@ -49,8 +49,42 @@ impl Output for Here<'_> {
     }
 }
 
+/// A disk's file that was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Its name in the package.
+    pub file: String,
+    /// Bytes of the file.
+    pub size: u64,
+    /// Bytes of the disk.
+    pub capacity: u64,
+}
+
+fn is_archive(name: &str) -> bool {
+    name.rsplit_once('.').is_some_and(|n| n.1.eq_ignore_ascii_case("ova"))
+}
+
+/// The names of the files that a package of so many disks has in its folder, the one at `path` last.
+#[must_use]
+pub fn package_files(path: &Path, disks: usize) -> Vec<PathBuf> {
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let stem = name.rsplit_once('.').map_or(name.as_str(), |n| n.0);
+    let mut all = Vec::new();
+    if !is_archive(&name) {
+        all.extend((1..=disks).map(|n| path.with_file_name(disk_name(stem, n))));
+        all.push(path.with_file_name(format!("{stem}.mf")));
+    }
+    all.push(path.to_owned());
+    all
+}
+
+fn disk_name(stem: &str, number: usize) -> String {
+    format!("{stem}-disk{number}.vmdk")
+}
+
 /// Writes a machine and its disks: an archive if the name ends in `.ova`, else an envelope with its files beside it.
-/// `disks` are the contents of the machine's disks, in their order; `None` for an empty one.
+/// `disks` are the contents of the machine's disks, in their order; `None` for an empty one. The files that the
+/// disks are in then are returned.
 ///
 /// The files get their names when all is written and durable.
 ///
@@ -61,10 +95,10 @@ pub async fn write_package(
     machine: &MachineDescription,
     disks: &[Option<NodeRef>],
     progress: &Progress,
-) -> Result<(), Error> {
+) -> Result<Vec<Written>, Error> {
     let output = OutputFiles::new(path, Cache::Cached)?;
-    let (stem, extension) = output.name().rsplit_once('.').unwrap_or((output.name(), ""));
-    let archive = extension.eq_ignore_ascii_case("ova");
+    let stem = output.name().rsplit_once('.').map_or(output.name(), |n| n.0);
+    let archive = is_archive(output.name());
     let invalid =
         |why: String| Error::new(ErrorKind::Invalid, format!("cannot write '{}'", path.display()), why);
     if disks.len() != machine.disks.len() {
@@ -78,7 +112,7 @@ pub async fn write_package(
     let main = output.main().await?;
     let mut files = Vec::new();
     for (n, disk) in disks.iter().enumerate() {
-        files.push(disk.as_ref().map(|_| (format!("{stem}-disk{}.vmdk", n + 1), u64::MAX)));
+        files.push(disk.as_ref().map(|_| (disk_name(stem, n + 1), u64::MAX)));
     }
     let capacities: Vec<u64> =
         machine.disks.iter().zip(disks).map(|(d, n)| n.as_ref().map_or(d.capacity, |n| n.size())).collect();
@@ -104,7 +138,8 @@ pub async fn write_package(
         };
         stream(source, &file.0, node.clone(), progress).await?;
         file.1 = node.size();
-        sums.push(checksum(&*node, Algorithm::Sha256, &Progress::default()).await?);
+        progress.total.set(progress.total.get() + file.1);
+        sums.push(checksum(&*node, Algorithm::Sha256, progress).await?);
         if archive {
             main.write(at, header(&file.0, file.1)?).await?;
             at += BLOCK + block(file.1);
@@ -138,7 +173,9 @@ pub async fn write_package(
     }
     main.flush().await?;
     drop(main);
-    output.finish()
+    output.finish()?;
+    let written = files.into_iter().zip(capacities);
+    Ok(written.filter_map(|(f, capacity)| f.map(|(file, size)| Written { file, size, capacity })).collect())
 }
 
 /// Copies a disk into a stream.
@@ -244,7 +281,7 @@ fn envelope_text(
         let _ = writeln!(
             out,
             "    <File ovf:href=\"{}\" ovf:id=\"file{}\" ovf:size=\"{size}\"/>",
-            escape(href(name)),
+            escape(&href(name)),
             n + 1
         );
     }

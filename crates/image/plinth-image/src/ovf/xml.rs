@@ -4,19 +4,19 @@
 
 use std::ops::Range;
 
-use quick_xml::events::{BytesStart, Event};
-use quick_xml::reader::Reader;
+use roxmltree::{Document, Node as Xml, ParsingOptions};
 
 /// Bytes of an envelope at most.
 pub const MAX_LEN: usize = 4 << 20;
 const MAX_DEPTH: usize = 64;
-const MAX_ELEMENTS: usize = 100_000;
+/// Elements, texts and comments.
+const MAX_NODES: u32 = 200_000;
 
 /// One element.
 #[derive(Debug, Default)]
 pub struct Element {
     pub name: String,
-    /// What its prefix stands for, if the element itself says so; else empty.
+    /// What prefixes stand for within it.
     pub namespaces: Vec<String>,
     attributes: Vec<(String, String)>,
     pub children: Vec<Element>,
@@ -53,6 +53,25 @@ impl Element {
     }
 }
 
+/// A text as it is written into a document, in an element or an attribute. What XML cannot have at all becomes a
+/// replacement character.
+pub fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&apos;"),
+            '\t' | '\n' | '\r' => out.push_str(&format!("&#{};", u32::from(c))),
+            '\0'..='\x1f' | '\u{fffe}' | '\u{ffff}' => out.push('\u{fffd}'),
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
 /// Reads a document.
 ///
 /// # Errors
@@ -61,85 +80,27 @@ pub fn parse(text: &str) -> Result<Element, String> {
     if text.len() > MAX_LEN {
         return Err(format!("it has {} bytes, and {MAX_LEN} are the most", text.len()));
     }
-    let mut reader = Reader::from_str(text);
-    let mut open: Vec<Element> = vec![Element::default()];
-    let mut count = 0;
-    loop {
-        let before = reader.buffer_position() as usize;
-        let event = reader.read_event().map_err(|e| e.to_string())?;
-        let after = reader.buffer_position() as usize;
-        match event {
-            Event::Eof => break,
-            Event::Start(start) => {
-                count += 1;
-                if open.len() > MAX_DEPTH || count > MAX_ELEMENTS {
-                    return Err("it has too many elements, or too deep ones".to_owned());
-                }
-                open.push(element(&start, before)?);
-            }
-            Event::Empty(start) => {
-                count += 1;
-                if count > MAX_ELEMENTS {
-                    return Err("it has too many elements".to_owned());
-                }
-                let mut element = element(&start, before)?;
-                element.place.end = after;
-                if let Some(parent) = open.last_mut() {
-                    parent.children.push(element);
-                }
-            }
-            Event::End(_) => {
-                let Some(mut done) = open.pop().filter(|_| !open.is_empty()) else {
-                    return Err("an element ends that did not begin".to_owned());
-                };
-                done.place.end = after;
-                if let Some(parent) = open.last_mut() {
-                    parent.children.push(done);
-                }
-            }
-            Event::Text(t) => add(&mut open, &t.xml10_content()),
-            Event::CData(t) => add(&mut open, &t.xml10_content()),
-            Event::GeneralRef(r) => {
-                let name: &str = &r;
-                let character = match r.resolve_char_ref() {
-                    Ok(Some(c)) => c.to_string(),
-                    _ => quick_xml::escape::resolve_predefined_entity(name)
-                        .ok_or_else(|| format!("the entity '{}' is not known", short(name)))?
-                        .to_owned(),
-                };
-                add(&mut open, &character);
-            }
-            Event::DocType(_) => return Err("it has a document type, which no envelope has".to_owned()),
-            Event::Comment(_) | Event::PI(_) | Event::Decl(_) => {}
-        }
-    }
-    if open.len() != 1 {
-        return Err("it ends before its elements do".to_owned());
-    }
-    let root = open.pop().and_then(|mut top| top.children.pop());
-    root.ok_or_else(|| "it has no element".to_owned())
+    let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, ..ParsingOptions::default() };
+    let document = Document::parse_with_options(text, options).map_err(|e| e.to_string())?;
+    element(document.root_element(), 1)
 }
 
-fn short(text: &str) -> String {
-    text.chars().take(40).collect()
-}
-
-fn add(open: &mut [Element], text: &str) {
-    if let Some(element) = open.last_mut() {
-        element.text.push_str(text);
+fn element(node: Xml<'_, '_>, depth: usize) -> Result<Element, String> {
+    if depth > MAX_DEPTH {
+        return Err("it has elements that are too deep".to_owned());
     }
-}
-
-fn element(start: &BytesStart<'_>, at: usize) -> Result<Element, String> {
-    let mut element =
-        Element { name: start.local_name().as_ref().to_owned(), place: at..at, ..Element::default() };
-    for attribute in start.attributes() {
-        let attribute = attribute.map_err(|e| e.to_string())?;
-        let value = quick_xml::escape::unescape(&attribute.value).map_err(|e| e.to_string())?.into_owned();
-        if attribute.key.as_namespace_binding().is_some() {
-            element.namespaces.push(value);
-        } else {
-            element.attributes.push((attribute.key.local_name().as_ref().to_owned(), value));
+    let mut element = Element {
+        name: node.tag_name().name().to_owned(),
+        namespaces: node.namespaces().map(|n| n.uri().to_owned()).collect(),
+        attributes: node.attributes().map(|a| (a.name().to_owned(), a.value().to_owned())).collect(),
+        place: node.range(),
+        ..Element::default()
+    };
+    for child in node.children() {
+        if child.is_element() {
+            element.children.push(self::element(child, depth + 1)?);
+        } else if child.is_text() {
+            element.text.push_str(child.text().unwrap_or_default());
         }
     }
     Ok(element)

@@ -98,7 +98,13 @@ pub async fn create_in(
     let output = SimOutput { name: name.to_owned(), world: world.clone(), count: Rc::new(Cell::new(0)) };
     let options = Options::parse(options)?;
     options.check(driver.options)?;
-    let request = CreateRequest { output: &output, size, options: &options, backing, secret: None };
+    let request = CreateRequest {
+        output: &output,
+        size,
+        options: &options,
+        backing: backing.map(Into::into),
+        secret: None,
+    };
     let image = (driver.create.unwrap())(request).await?;
     image.flush().await?;
     Ok(image)

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use plinth_image::format::Format;
 
 use super::Size;
@@ -71,6 +71,8 @@ pub enum DiskCommand {
     Compact(CompactArgs),
     /// Serve a disk over the network (NBD)
     Serve(ServeArgs),
+    /// Write disks and a machine's description as a package for other products (OVF, OVA)
+    Export(ExportArgs),
 }
 
 /// How an image that is there is opened.
@@ -79,6 +81,9 @@ pub struct OpenArgs {
     /// Open this file, or anything below this folder, when an image names it. Repeatable
     #[arg(long, value_name = "PATH")]
     pub allow_backing: Vec<PathBuf>,
+    /// Of a package with several disks (OVF, OVA), open this one: its file, ID or number
+    #[arg(long, value_name = "NAME")]
+    pub disk: Option<String>,
     /// Read the passphrase of an encrypted image from this file
     #[arg(long, value_name = "FILE")]
     pub secret_file: Option<PathBuf>,
@@ -146,7 +151,8 @@ pub struct CreateArgs {
 #[command(after_help = "\
 Examples:
   plinth disk info d.qcow2
-  plinth disk info --chain overlay.qcow2 --output json")]
+  plinth disk info --chain overlay.qcow2 --output json
+  plinth disk info machine.ova")]
 pub struct InfoArgs {
     #[command(flatten)]
     pub image: ImageArgs,
@@ -163,6 +169,7 @@ Examples:
   plinth disk convert part1.raw part2.raw whole.qcow2
   plinth disk convert d.qcow2 d.raw --snapshot before-update
   plinth disk convert d.qcow2 /dev/sdx --to raw --force
+  plinth disk convert machine.ova d.qcow2 --disk 2
 
 The new image gets its name when it is complete and on the disk. When the command is stopped before that, whatever
 had the name still has it. Several sources become one disk, one behind the other.")]
@@ -205,6 +212,9 @@ pub struct ConvertArgs {
 Examples:
   plinth disk check d.qcow2
   plinth disk check --repair d.qcow2
+  plinth disk check machine.ova
+
+Of a package (OVF, OVA) the checksums of its files are compared with its manifest.
 
 Exit code 0: nothing is wrong, or all of it was mended; 1: something is wrong.")]
 pub struct CheckArgs {
@@ -284,15 +294,24 @@ pub struct RebaseArgs {
     /// Change the name only: for a backing image that was moved, or has the same contents
     #[arg(long)]
     pub r#unsafe: bool,
+    /// Compress what is copied into the image
+    #[arg(long, conflicts_with = "unsafe")]
+    pub compress: bool,
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  plinth disk commit overlay.qcow2")]
+  plinth disk commit overlay.qcow2
+  plinth disk commit overlay.qcow2 --keep
+
+When all is written, the image is made empty: it reads as before, from its backing image.")]
 pub struct CommitArgs {
     #[command(flatten)]
     pub image: ImageArgs,
+    /// Leave the image as it is
+    #[arg(long)]
+    pub keep: bool,
 }
 
 #[derive(Debug, Args)]
@@ -541,4 +560,59 @@ pub struct ServeArgs {
     /// Through the host's page cache
     #[arg(long)]
     pub cached: bool,
+}
+
+/// What starts a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FirmwareArg {
+    Bios,
+    Efi,
+    SecureBoot,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  plinth disk export d.qcow2 machine.ova
+  plinth disk export system.qcow2 data.vmdk machine.ovf --name web --cpus 4 --memory 8G --os debian --network LAN
+  plinth disk export system.qcow2 new.ova --like old.ova
+  plinth disk export machine.ovf machine.ova
+
+The name's ending decides: .ova is one archive, .ovf an envelope with the disks and a manifest beside it. Disks are
+compressed (VMDK, streamOptimized), and the manifest has SHA-256 checksums. What is said of the machine comes from a
+package among the sources, or that of --like; options take precedence. The package gets its name when it is complete
+and on the disk.")]
+pub struct ExportArgs {
+    /// The disks, or a package with its disks, and last the package to write (.ova or .ovf)
+    #[arg(value_name = "SOURCE... TARGET", required_unless_present = "os", num_args = 2..)]
+    pub paths: Vec<PathBuf>,
+    /// Format of the disks [default: what their contents say]
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    pub from: Option<Format>,
+    /// Describe the machine as this package does, without its disks
+    #[arg(long, value_name = "PACKAGE")]
+    pub like: Option<PathBuf>,
+    /// The machine's name [default: that of the package's file]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Its CPUs [default: 1]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub cpus: Option<u32>,
+    /// Its memory, with a unit [default: 1G]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<Size>,
+    /// What starts it [default: bios]
+    #[arg(long, value_enum)]
+    pub firmware: Option<FirmwareArg>,
+    /// Its operating system: `--os help` lists the names; or a number of CIM_OperatingSystem
+    #[arg(long, value_name = "NAME")]
+    pub os: Option<String>,
+    /// Give it a network interface on the network of this name. Repeatable
+    #[arg(long, value_name = "NAME")]
+    pub network: Vec<String>,
+    /// Replace files that are there
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub open: OpenArgs,
 }

@@ -116,7 +116,7 @@ pub trait Layout: 'static {
 pub struct BlockImage<L> {
     info: NodeInfo,
     size: Cell<u64>,
-    backing: Option<Rc<dyn Image>>,
+    backing: Option<NodeRef>,
     layout: L,
     /// Not yet in the tables.
     pending: RefCell<Changes>,
@@ -133,7 +133,7 @@ pub struct BlockImage<L> {
 
 impl<L: Layout> BlockImage<L> {
     /// An image whose file is open.
-    pub fn new(layout: L, size: u64, read_only: bool, backing: Option<Rc<dyn Image>>) -> Self {
+    pub fn new(layout: L, size: u64, read_only: bool, backing: Option<NodeRef>) -> Self {
         let file = layout.file().info();
         let info = NodeInfo { read_only: read_only || file.read_only, ..file.clone() };
         Self {

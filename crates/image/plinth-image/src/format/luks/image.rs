@@ -388,6 +388,49 @@ fn describe_cipher(spec: CipherSpec, key_len: usize, out: &mut serde_json::Map<S
     }
 }
 
+/// What a header says, under QEMU's names. Only who has the key of version 2 knows how long it is.
+pub fn describe_header(header: &Header, key_len: Option<usize>, out: &mut serde_json::Map<String, Value>) {
+    match header {
+        Header::V1(h) => {
+            describe_cipher(h.spec, h.key_len, out);
+            let slots: Vec<_> = h
+                .slots
+                .iter()
+                .map(|s| match s.active {
+                    true => json!({ "active": true, "key-offset": s.offset, "iters": s.iterations,
+                        "stripes": s.stripes }),
+                    false => json!({ "active": false, "key-offset": s.offset }),
+                })
+                .collect();
+            out.insert("version".into(), json!(1));
+            out.insert("hash-alg".into(), json!(h.hash.name()));
+            out.insert("master-key-iters".into(), json!(h.digest_iterations));
+            out.insert("uuid".into(), json!(h.uuid));
+            out.insert("slots".into(), json!(slots));
+        }
+        Header::V2(h) => {
+            let key_len = key_len.unwrap_or(0);
+            describe_cipher(h.segment.spec, key_len, out);
+            if key_len == 0 {
+                // How long the key is, only its slots know.
+                out.insert("cipher-alg".into(), json!(h.segment.spec.algorithm.name()));
+            }
+            let (hash, iterations) = h.digest();
+            let slots: Vec<_> = h
+                .slots
+                .iter()
+                .map(|s| json!({ "active": true, "keyslot": s.id, "pbkdf": s.pbkdf() }))
+                .collect();
+            out.insert("version".into(), json!(2));
+            out.insert("hash-alg".into(), json!(hash.name()));
+            out.insert("master-key-iters".into(), json!(iterations));
+            out.insert("uuid".into(), json!(h.uuid));
+            out.insert("sector-size".into(), json!(h.segment.sector));
+            out.insert("slots".into(), json!(slots));
+        }
+    }
+}
+
 impl Image for LuksImage {
     fn format(&self) -> Format {
         Format::Luks
@@ -395,45 +438,8 @@ impl Image for LuksImage {
 
     fn describe(&self) -> Description {
         let mut details = serde_json::Map::new();
-        match &*self.header.borrow() {
-            Header::V1(h) => {
-                describe_cipher(h.spec, h.key_len, &mut details);
-                let slots: Vec<_> = h
-                    .slots
-                    .iter()
-                    .map(|s| match s.active {
-                        true => json!({ "active": true, "key-offset": s.offset, "iters": s.iterations,
-                            "stripes": s.stripes }),
-                        false => json!({ "active": false, "key-offset": s.offset }),
-                    })
-                    .collect();
-                details.insert("version".into(), json!(1));
-                details.insert("hash-alg".into(), json!(h.hash.name()));
-                details.insert("master-key-iters".into(), json!(h.digest_iterations));
-                details.insert("uuid".into(), json!(h.uuid));
-                details.insert("slots".into(), json!(slots));
-            }
-            Header::V2(h) => {
-                let key_len = self.volume.as_ref().map_or(0, |v| v.key.len());
-                describe_cipher(h.segment.spec, key_len, &mut details);
-                if key_len == 0 {
-                    // How long the key is, only its slots know.
-                    details.insert("cipher-alg".into(), json!(h.segment.spec.algorithm.name()));
-                }
-                let (hash, iterations) = h.digest();
-                let slots: Vec<_> = h
-                    .slots
-                    .iter()
-                    .map(|s| json!({ "active": true, "keyslot": s.id, "pbkdf": s.pbkdf() }))
-                    .collect();
-                details.insert("version".into(), json!(2));
-                details.insert("hash-alg".into(), json!(hash.name()));
-                details.insert("master-key-iters".into(), json!(iterations));
-                details.insert("uuid".into(), json!(h.uuid));
-                details.insert("sector-size".into(), json!(self.sector));
-                details.insert("slots".into(), json!(slots));
-            }
-        }
+        let key_len = self.volume.as_ref().map(|v| v.key.len());
+        describe_header(&self.header.borrow(), key_len, &mut details);
         details.insert("payload-offset".into(), json!(self.payload));
         details.insert("detached-header".into(), json!(false));
         Description { encrypted: true, details, ..Description::default() }

@@ -15,13 +15,13 @@
 //! then overwritten. LUKS2: the material, flush, then one copy of the header, flush, the other one, flush: one good
 //! copy is there at any time, and the newer one wins.
 //!
-//! **qcow2** uses [`unlock`] for the header inside of its file, see [`crypt`](crate::crypt).
+//! **qcow2** has such a header [inside] of its file, see [`crypt`](crate::crypt).
 
 mod image;
+pub mod inside;
 mod v1;
 mod v2;
 
-use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -34,6 +34,21 @@ use crate::crypt::{
 };
 use crate::graph::{IoBuf, IoData, Node, read_table};
 use crate::{Error, ErrorKind, SECTOR};
+
+/// Ciphers with the bits of their keys, modes and IVs of new volumes.
+pub(super) const CIPHERS: &[&str] = &[
+    "aes-128",
+    "aes-192",
+    "aes-256",
+    "serpent-128",
+    "serpent-192",
+    "serpent-256",
+    "twofish-128",
+    "twofish-192",
+    "twofish-256",
+];
+pub(super) const MODES: &[&str] = &["xts", "cbc", "ecb"];
+pub(super) const IV_KINDS: &[&str] = &["plain", "plain64", "essiv"];
 
 /// Encrypted disks.
 pub static DRIVER: Driver = Driver {
@@ -51,27 +66,17 @@ pub static DRIVER: Driver = Driver {
         },
         OptionSpec {
             name: "cipher-alg",
-            kind: OptionKind::Choice(&[
-                "aes-128",
-                "aes-192",
-                "aes-256",
-                "serpent-128",
-                "serpent-192",
-                "serpent-256",
-                "twofish-128",
-                "twofish-192",
-                "twofish-256",
-            ]),
+            kind: OptionKind::Choice(CIPHERS),
             help: "cipher and bits of its key; aes-256 if not given",
         },
         OptionSpec {
             name: "cipher-mode",
-            kind: OptionKind::Choice(&["xts", "cbc", "ecb"]),
+            kind: OptionKind::Choice(MODES),
             help: "cipher mode; xts if not given",
         },
         OptionSpec {
             name: "ivgen-alg",
-            kind: OptionKind::Choice(&["plain", "plain64", "essiv"]),
+            kind: OptionKind::Choice(IV_KINDS),
             help: "how sectors get their IVs; plain64 if not given",
         },
         OptionSpec {
@@ -286,37 +291,6 @@ impl Header {
             Self::V2(h) => SectorCipher::new(h.segment.spec, key, h.segment.sector),
         }
     }
-}
-
-/// The cipher of a LUKS header that is in a part of a node, such as the one inside of a qcow2 file; what the header
-/// says of a payload does not matter there. `None`: the passphrase opens no key slot.
-///
-/// # Errors
-/// The header is wrong or not supported; the node's.
-pub async fn unlock(
-    node: &dyn Node,
-    range: Range<u64>,
-    secret: &[u8],
-) -> Result<Option<Arc<SectorCipher>>, Error> {
-    let name = node.info().name.clone();
-    let inner = async {
-        let header = Header::read(node, range.start).await?;
-        if let Header::V1(h) = &header {
-            let mut report = CheckReport::default();
-            let mut h = h.clone();
-            h.payload = range.end.saturating_sub(range.start);
-            h.check(&mut report);
-            if report.corruptions > 0 {
-                return Err(Refusal::Header(report.messages.join("; ")));
-            }
-        }
-        let key = header.unlock(node, range.start, secret, None, &mut KeyCost::default()).await?;
-        Ok(match key {
-            Some((_, key)) => Some(Arc::new(header.cipher(&key)?)),
-            None => None,
-        })
-    };
-    inner.await.map_err(|r: Refusal| r.into_error(&name))
 }
 
 /// Opens an image; keys may cost that much.

@@ -51,6 +51,11 @@ pub struct Header {
     pub slots: [Slot; SLOTS],
 }
 
+/// Bytes of a header with all its key slots, and not more, for keys of `key_len` bytes.
+pub fn compact_len(key_len: usize) -> u64 {
+    (ALIGN + SLOTS * (key_len * STRIPES).next_multiple_of(ALIGN)) as u64
+}
+
 fn be32(b: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
 }

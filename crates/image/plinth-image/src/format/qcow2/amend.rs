@@ -5,7 +5,7 @@ use super::create::OPTIONS;
 use super::header::{self, Header};
 use super::map::{COPIED, Entry, ZERO};
 use crate::format::{BackingLink, Format, Options, Progress};
-use crate::graph::IoBuf;
+use crate::graph::{IoBuf, NodeRef};
 use crate::{Error, ErrorKind};
 
 /// The name of a format that QEMU knows it by.
@@ -36,7 +36,7 @@ impl Core {
         self.commit_with(true).await?;
         let backing = match link {
             // An image that is not there, or may not be opened, can be named nevertheless.
-            Some(link) => self.links.open_backing(link).await.ok(),
+            Some(link) => self.links.open_backing(link).await.ok().map(|image| image as NodeRef),
             None => None,
         };
         self.rewrite_header(|h| {
@@ -73,7 +73,7 @@ impl Core {
                 "preallocation" => value == "off",
                 "data_file" => header.has_data_file(),
                 "data_file_raw" => header.has_data_file() || raw == Some(false),
-                _ => true,
+                name => !name.starts_with("encrypt"),
             };
             if !same {
                 let why = format!("'{name}' stays what it is; convert the image instead");
@@ -193,7 +193,7 @@ impl Core {
                 let bare = self.backing.borrow().as_ref().is_none_or(|b| b.size() <= start);
                 match self.host(*entry) {
                     Some(host) if entry.word & COPIED != 0 && !bare => {
-                        self.file.write_zeroes(host, self.cluster, false).await?;
+                        self.zero_host(start, host, self.cluster, false).await?;
                         let entry = Entry { word: entry.word & !ZERO, bitmap: 0 };
                         self.set_entries(cluster, &[entry], false).await?;
                     }

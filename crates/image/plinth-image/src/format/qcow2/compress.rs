@@ -126,6 +126,9 @@ impl Core {
         if !offset.is_multiple_of(self.cluster) || !whole || data.len() as u64 > self.cluster {
             return refused(ErrorKind::Invalid, "it must be one whole cluster");
         }
+        if self.crypt.is_some() {
+            return refused(ErrorKind::Unsupported, "encrypted images cannot have compressed clusters");
+        }
         if self.data.is_some() {
             return refused(ErrorKind::Unsupported, "a data file cannot have compressed clusters");
         }

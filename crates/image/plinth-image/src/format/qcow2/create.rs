@@ -1,12 +1,15 @@
 //! New images, and how large they would be.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::header::{self, Compression, Header};
-use super::map::{COPIED, Entry, L1};
+use super::map::{COPIED, Entry, L1, ZERO};
 use super::{Core, Qcow2, refcount};
+use crate::crypt::{Hash, KeyCost, SectorCipher};
+use crate::format::luks::{self, inside::NewInside};
 use crate::format::{
-    CreateRequest, Image, NoLinks, OpenOptions, OpenRequest, OptionKind, OptionSpec, Options,
+    Backing, CreateRequest, Image, NoLinks, OpenOptions, OpenRequest, OptionKind, OptionSpec, Options,
 };
 use crate::graph::{IoBuf, IoData, NodeRef};
 use crate::{Error, ErrorKind};
@@ -34,6 +37,42 @@ pub static OPTIONS: &[OptionSpec] = &[
         kind: OptionKind::Flag,
         help: "the data file is a raw image of the disk at all times",
     },
+    OptionSpec {
+        name: "encrypt.cipher-alg",
+        kind: OptionKind::Choice(luks::CIPHERS),
+        help: "cipher and bits of its key; aes-256 if not given",
+    },
+    OptionSpec {
+        name: "encrypt.cipher-mode",
+        kind: OptionKind::Choice(luks::MODES),
+        help: "cipher mode; xts if not given",
+    },
+    OptionSpec {
+        name: "encrypt.format",
+        kind: OptionKind::Choice(&["luks", "aes"]),
+        help: "encrypt the disk: luks, or aes, which is weak and for old programs",
+    },
+    OptionSpec {
+        name: "encrypt.hash-alg",
+        kind: OptionKind::Choice(Hash::NAMES),
+        help: "hash that keys are made with; sha256 if not given",
+    },
+    OptionSpec {
+        name: "encrypt.iter-time",
+        kind: OptionKind::Number,
+        help: "milliseconds that a try of a passphrase takes; 2000 if not given",
+    },
+    OptionSpec {
+        name: "encrypt.ivgen-alg",
+        kind: OptionKind::Choice(luks::IV_KINDS),
+        help: "how sectors get their IVs; plain64 if not given",
+    },
+    OptionSpec {
+        name: "encrypt.ivgen-hash-alg",
+        kind: OptionKind::Choice(Hash::NAMES),
+        help: "hash of essiv; sha256 if not given",
+    },
+    OptionSpec { name: "encryption", kind: OptionKind::Flag, help: "the same as encrypt.format=aes" },
     OptionSpec {
         name: "extended_l2",
         kind: OptionKind::Flag,
@@ -66,6 +105,28 @@ struct Plan {
     /// Entries of the L1 table.
     l1_entries: u64,
     preallocation: String,
+    /// Options of the LUKS header, if there is to be one.
+    luks: Option<Options>,
+}
+
+/// The method of encryption, and the options of its LUKS header.
+fn encryption(options: &Options) -> Result<(u32, Option<Options>), Error> {
+    let mut own = Options::default();
+    for (name, value) in options.iter() {
+        if let Some(name) = name.strip_prefix("encrypt.").filter(|n| *n != "format") {
+            own.set(name, value);
+        }
+    }
+    let aes = options.flag("encryption") == Some(true);
+    match options.text("encrypt.format") {
+        Some("luks") if aes => Err(invalid("encryption=on is the same as encrypt.format=aes")),
+        Some("luks") => Ok((header::CRYPT_LUKS, Some(own))),
+        format => match own.iter().next() {
+            Some((name, _)) => Err(invalid(format!("encrypt.{name} needs encrypt.format=luks"))),
+            None if aes || format.is_some() => Ok((header::CRYPT_AES, None)),
+            None => Ok((header::CRYPT_NONE, None)),
+        },
+    }
 }
 
 fn plan(size: u64, options: &Options) -> Result<Plan, Error> {
@@ -106,11 +167,15 @@ fn plan(size: u64, options: &Options) -> Result<Plan, Error> {
     if flag("data_file_raw") && data_file.is_none() {
         return Err(invalid("data_file_raw needs data_file"));
     }
+    let (crypt, luks) = encryption(options)?;
+    if crypt != header::CRYPT_NONE && flag("data_file_raw") {
+        return Err(invalid("a raw data file cannot be encrypted"));
+    }
     let mut header = Header {
         version,
         cluster_bits: bits,
         size,
-        crypt: header::CRYPT_NONE,
+        crypt,
         l1_size: 0,
         l1_offset: 0,
         reftable_offset: 0,
@@ -145,7 +210,11 @@ fn plan(size: u64, options: &Options) -> Result<Plan, Error> {
     let preallocation = options.text("preallocation").unwrap_or("off");
     let raw_needs = flag("data_file_raw") && preallocation == "off";
     let preallocation = if raw_needs { "metadata" } else { preallocation }.to_owned();
-    Ok(Plan { header, l1_entries, preallocation })
+    if crypt != header::CRYPT_NONE && version < 3 && preallocation != "off" {
+        // There is no note for space that reads as zeros and is noise.
+        return Err(invalid("preallocation of an encrypted image needs compat=1.1"));
+    }
+    Ok(Plan { header, l1_entries, preallocation, luks })
 }
 
 /// Clusters that the counts of `clusters` other clusters take, with those of the counts themselves: blocks, and
@@ -187,7 +256,7 @@ pub fn measure(size: u64, used: u64, options: &Options) -> Result<(u64, u64), Er
 pub async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> {
     let mut plan = plan(request.size, request.options)?;
     let header = &mut plan.header;
-    if let Some(link) = &request.backing {
+    if let Some(Backing { link, .. }) = &request.backing {
         if header.autoclear & header::DATA_FILE_RAW != 0 {
             return Err(invalid("a raw data file cannot be over another image"));
         }
@@ -215,14 +284,29 @@ pub async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> 
     let cluster = header.cluster_size();
     let l1_clusters = (plan.l1_entries * 8).div_ceil(cluster);
     // The header, the refcount table, a block of counts and the L1 table, as QEMU lays them out.
-    let (blocks, table) = count_clusters(1 + l1_clusters, bits, header.refcount_order);
+    let secret = request.secret.filter(|s| !s.is_empty());
+    if header.crypt != header::CRYPT_NONE && secret.is_none() {
+        let doing = format!("cannot create '{name}'");
+        return Err(Error::new(ErrorKind::Key, doing, "an encrypted image needs a passphrase"));
+    }
+    let luks = match &plan.luks {
+        Some(options) => Some(NewInside::new(options).await?),
+        None => None,
+    };
+    let luks_clusters = luks.as_ref().map_or(0, |l| l.len().div_ceil(cluster));
+    let (blocks, table) = count_clusters(1 + l1_clusters + luks_clusters, bits, header.refcount_order);
     header.reftable_offset = cluster;
     header.reftable_clusters = table as u32;
     header.l1_offset = (1 + table + blocks) << bits;
     header.l1_size = plan.l1_entries as u32;
+    let luks_at = header.l1_offset + (l1_clusters << bits);
+    if let Some(luks) = &luks {
+        let place = [luks_at.to_be_bytes(), luks.len().to_be_bytes()].concat();
+        header.set_extension(header::EXT_CRYPT, Some(place));
+    }
     let head = header.encode(name)?;
     let file = request.output.main().await?;
-    let used = 1 + table + blocks + l1_clusters;
+    let used = 1 + table + blocks + l1_clusters + luks_clusters;
     let per = (8u64 << bits) >> header.refcount_order;
     let mut entries = vec![0u64; ((table << bits) / 8) as usize];
     for n in 0..blocks {
@@ -239,6 +323,14 @@ pub async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> 
     file.write_zeroes(header.l1_offset, l1_clusters << bits, true).await?;
     let mut first = vec![0; cluster as usize];
     first[..head.len()].copy_from_slice(&head);
+    let mut cipher = None;
+    if let (Some(luks), Some(secret)) = (luks, secret) {
+        cipher = Some(luks.write(&*file, luks_at, secret).await?);
+        // The last cluster is all in the file.
+        file.write_zeroes(luks_at + (luks_clusters << bits) - 1, 1, true).await?;
+    } else if header.crypt == header::CRYPT_AES {
+        cipher = secret.map(|s| Arc::new(SectorCipher::qcow_aes(s)));
+    }
     file.write(0, IoData::copy_of(&first)).await?;
     // The images and files that it names are there when it has its own name.
     let open = OpenRequest {
@@ -246,7 +338,11 @@ pub async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> 
         links: Rc::new(NewData(data)),
         options: OpenOptions { no_backing: true, ..OpenOptions::default() },
     };
-    let core = Core::open(&open).await?;
+    let mut core = Core::open(&open, &mut KeyCost::default()).await?;
+    if let (Some(crypt), Some(cipher)) = (&mut core.crypt, cipher) {
+        crypt.unlock(cipher);
+    }
+    core.backing.replace(request.backing.as_ref().map(Backing::below));
     core.make_ready().await?;
     if plan.preallocation != "off" {
         core.preallocate(0, request.size, &plan.preallocation).await?;
@@ -307,8 +403,14 @@ impl Core {
             let all = |host: u64, count: u64| {
                 // Over another image, a place is all that they get.
                 let below = self.header.borrow().backing.is_some();
-                let bitmap = if self.extended && !below { 0xffff_ffff } else { 0 };
-                let entry = |n: u64| Entry { word: (host + (n << self.bits)) | COPIED, bitmap };
+                let bitmap = match self.extended && !below {
+                    // Noise is not what it shall read as.
+                    true if self.crypt.is_some() => 0xffff_ffff << 32,
+                    true => 0xffff_ffff,
+                    false => 0,
+                };
+                let word = COPIED | if self.crypt.is_some() && !self.extended { ZERO } else { 0 };
+                let entry = |n: u64| Entry { word: (host + (n << self.bits)) | word, bitmap };
                 (0..count).map(entry).collect::<Vec<_>>()
             };
             if self.data.is_some() {

@@ -56,6 +56,8 @@ const FEATURES: [(u8, u8, &str); 8] = [
 
 /// Encryption of an image.
 pub const CRYPT_NONE: u32 = 0;
+pub const CRYPT_AES: u32 = 1;
+pub const CRYPT_LUKS: u32 = 2;
 
 /// How compressed clusters are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +161,12 @@ impl Header {
 
     pub fn extended_l2(&self) -> bool {
         self.incompatible & EXTENDED_L2 != 0
+    }
+
+    /// Where the LUKS header is, and how long.
+    pub fn crypt_area(&self) -> Option<(u64, u64)> {
+        let data = self.extension(EXT_CRYPT).filter(|d| d.len() == 16)?;
+        Some((be64(data, 0), be64(data, 8)))
     }
 
     /// Bytes of an L2 entry.
@@ -336,6 +344,19 @@ impl Header {
         }
         if self.extended_l2() && self.cluster_bits < 14 {
             return corrupt("its clusters are too small for extended L2 entries".to_owned());
+        }
+        let aligned = |&(at, len): &(u64, u64)| at != 0 && at % cluster == 0 && at.checked_add(len).is_some();
+        match self.crypt {
+            CRYPT_NONE | CRYPT_AES => {}
+            CRYPT_LUKS if self.crypt_area().as_ref().is_some_and(aligned) => {}
+            CRYPT_LUKS => return corrupt("it does not say where the header of its encryption is".to_owned()),
+            other => {
+                let why = format!("it is encrypted by method {other}; 1 (AES) and 2 (LUKS) are known");
+                return Err(Error::new(ErrorKind::Unsupported, format!("cannot open '{name}'"), why));
+            }
+        }
+        if self.crypt != CRYPT_NONE && self.has_data_file() && self.autoclear & DATA_FILE_RAW != 0 {
+            return corrupt("it says that its data file is raw, and that it is encrypted".to_owned());
         }
         if self.snapshots > 65536 {
             return corrupt(format!("it would have {} snapshots", self.snapshots));

@@ -16,6 +16,8 @@ pub const COPIED: u64 = 1 << 63;
 pub const COMPRESSED: u64 = 1 << 62;
 /// It reads as zeros (version 3, entries that are not extended).
 pub const ZERO: u64 = 1;
+/// Bytes of a table that are read at once by who goes through it in order.
+const MAX_AHEAD: u64 = 128 << 10;
 /// Subclusters of a cluster with an extended entry.
 pub const SUBCLUSTERS: u64 = 32;
 
@@ -159,6 +161,25 @@ impl Core {
         let copied = first.word & COPIED != 0 || self.data.is_some();
         let mut run = Run { kind, len: 0, host, copied, entry: first };
         let (mut at, mut within, mut entry) = (index, within, first);
+        if !self.extended && kind != Kind::Compressed && (kind == Kind::Data || host.is_none()) {
+            // Entries in a row that only count up, or are all the same, need no closer look.
+            let step = if kind == Kind::Data { self.cluster } else { 0 };
+            let most = (OFFSET - (first.word & OFFSET)) >> self.bits;
+            let wanted = (len.saturating_add(within)).div_ceil(self.cluster).min(most.max(1)) as usize;
+            let mut word = first.word;
+            let same =
+                bytes[(index + 1) * 8..].as_chunks::<8>().0.iter().take(wanted.saturating_sub(1)).take_while(
+                    |e| {
+                        word = word.wrapping_add(step);
+                        u64::from_be_bytes(**e) == word
+                    },
+                );
+            let count = same.count() as u64;
+            at += count as usize;
+            run.len = (count << self.bits).saturating_sub(within);
+            within = if count > 0 { 0 } else { within };
+            entry = self.read_entry(bytes, at);
+        }
         loop {
             let n = if kind == Kind::Compressed { self.cluster - within } else { unit - within % unit };
             run.len += n;
@@ -220,7 +241,16 @@ impl Core {
             let Some(table) = self.l2_offset(entry)? else { return Ok(None) };
             let block = match self.l2.get(table + slice) {
                 Some(block) => block,
-                None => self.l2.load(table + slice, "an L2 table").await?,
+                None => {
+                    // Who goes through the disk in order needs the rest of the table next.
+                    let step = self.l2.block_size() as u64;
+                    let number = cluster / (step / self.entry_size());
+                    let in_order = number == self.next_slice.replace(number + 1);
+                    let rest = ((self.cluster - slice).min(MAX_AHEAD) / step) as usize;
+                    let count = if in_order { rest } else { 1 };
+                    self.next_slice.set(number + count as u64);
+                    self.l2.load_row(table + slice, count, "an L2 table").await?
+                }
             };
             // It may have been copied meanwhile.
             if self.l1_entry(view, cluster / self.l2_entries()) == entry {

@@ -31,6 +31,7 @@ mod check;
 mod commit;
 mod compress;
 mod create;
+mod crypt;
 mod header;
 mod map;
 mod read;
@@ -41,7 +42,9 @@ mod write;
 mod zero;
 
 use std::cell::{Cell, RefCell};
+use std::fs::File;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 
 use async_lock::Mutex;
 use serde_json::json;
@@ -55,6 +58,7 @@ use super::{
     BackingLink, Bitmaps, CheckReport, Description, Driver, Format, Image, Links, OpenRequest, Options,
     Progress, Repair, Snapshots,
 };
+use crate::crypt::KeyCost;
 use crate::graph::{
     Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, RangeLocks, check_range, check_write, read_table,
 };
@@ -64,7 +68,7 @@ use crate::{Error, ErrorKind, SECTOR};
 pub static DRIVER: Driver = Driver {
     format: Format::Qcow2,
     probe: |sample| header::is_qcow2(sample.head),
-    open: |request| Box::pin(open(request)),
+    open: |request| Box::pin(open_with(request, KeyCost::default())),
     create: Some(|request| Box::pin(create::create(request))),
     options: create::OPTIONS,
 };
@@ -81,7 +85,7 @@ struct Core {
     file: NodeRef,
     /// The external data file.
     data: Option<NodeRef>,
-    backing: RefCell<Option<Rc<dyn Image>>>,
+    backing: RefCell<Option<NodeRef>>,
     links: Rc<dyn Links>,
     header: RefCell<Header>,
     header_lock: Mutex<()>,
@@ -89,6 +93,7 @@ struct Core {
     bits: u32,
     cluster: u64,
     extended: bool,
+    crypt: Option<crypt::Crypt>,
     size: Cell<u64>,
     l1: RefCell<L1>,
     l2: TableCache,
@@ -101,6 +106,10 @@ struct Core {
     locks: RangeLocks,
     /// L1 entries whose tables are being made.
     l1_locks: RangeLocks,
+    /// The slice of the L2 tables that comes after the last one that was loaded.
+    next_slice: Cell<u64>,
+    /// The file with the data has holes in what is allocated; not known before somebody asks.
+    sparse: Cell<Option<bool>>,
     unpacked: RefCell<compress::Unpacked>,
     snapshots: RefCell<Vec<snapshot::Entry>>,
     snapshot_table_len: Cell<u64>,
@@ -121,14 +130,15 @@ impl Qcow2 {
     }
 }
 
-async fn open(request: OpenRequest) -> Result<Rc<dyn Image>, Error> {
-    let core = Core::open(&request).await?;
+/// Opens an image; the keys of its encryption may cost that much.
+pub(crate) async fn open_with(request: OpenRequest, mut cost: KeyCost) -> Result<Rc<dyn Image>, Error> {
+    let core = Core::open(&request, &mut cost).await?;
     core.make_ready().await?;
     Ok(Rc::new(Qcow2::new(core)))
 }
 
 impl Core {
-    async fn open(request: &OpenRequest) -> Result<Self, Error> {
+    async fn open(request: &OpenRequest, cost: &mut KeyCost) -> Result<Self, Error> {
         let file = request.file.clone();
         let name = file.info().name.clone();
         let first = file.read(0, IoBuf::new(file.size().min(512) as usize)).await?;
@@ -137,10 +147,6 @@ impl Core {
         let len = if header::CLUSTER_BITS.contains(&bits) { file.size().min(1 << bits) } else { 0 };
         let head = if len > 512 { file.read(0, IoBuf::new(len as usize)).await? } else { first };
         let header = Header::parse(&name, &head)?;
-        if header.crypt != header::CRYPT_NONE {
-            let why = "it is encrypted, which Plinth cannot read in qcow2 yet";
-            return Err(Error::new(ErrorKind::Unsupported, format!("cannot open '{name}'"), why));
-        }
         let read_only = request.options.read_only || file.info().read_only;
         let l1_len = table_len(&name, "L1 table", u64::from(header.l1_size), 8, header::MAX_L1)?;
         let l1 = read_table(&*file, header.l1_offset, l1_len, "the L1 table").await?;
@@ -152,6 +158,7 @@ impl Core {
             true => Some(Self::open_data(request, &header, &name, read_only).await?),
         };
         let (snapshots, table_len) = snapshot::read_table_of(&*file, &header).await?;
+        let crypt = crypt::Crypt::open(&file, &header, request.options.secret.as_deref(), cost).await?;
         let backing = Self::open_backing(request, &header).await?;
         let cluster = header.cluster_size();
         let slice = refcount::SLICE.min(cluster) as usize;
@@ -177,6 +184,7 @@ impl Core {
             bits: header.cluster_bits,
             cluster,
             extended: header.extended_l2(),
+            crypt,
             size: Cell::new(header.size - header.size % SECTOR),
             l1: RefCell::new(L1 { entries: words(&l1), offset: header.l1_offset, dirty: Default::default() }),
             refs,
@@ -185,6 +193,8 @@ impl Core {
             pressure: Cell::new(0),
             locks: RangeLocks::default(),
             l1_locks: RangeLocks::default(),
+            next_slice: Cell::new(0),
+            sparse: Cell::default(),
             unpacked: RefCell::default(),
             snapshots: RefCell::new(snapshots),
             snapshot_table_len: Cell::new(table_len),
@@ -208,7 +218,7 @@ impl Core {
         request.links.open_file(link, read_only).await
     }
 
-    async fn open_backing(request: &OpenRequest, header: &Header) -> Result<Option<Rc<dyn Image>>, Error> {
+    async fn open_backing(request: &OpenRequest, header: &Header) -> Result<Option<NodeRef>, Error> {
         match header.backing_link()? {
             Some(link) if !request.options.no_backing => Ok(Some(request.links.open_backing(&link).await?)),
             _ => Ok(None),
@@ -358,6 +368,12 @@ impl Node for Qcow2 {
     fn close(&self) -> Io<'_, ()> {
         Box::pin(self.core.close())
     }
+
+    fn host_file(&self) -> Option<Arc<File>> {
+        // What is encrypted is not there as it is read.
+        let plain = self.core.header.borrow().crypt == header::CRYPT_NONE;
+        plain.then(|| self.core.data_node().host_file()).flatten()
+    }
 }
 
 impl Image for Qcow2 {
@@ -380,6 +396,9 @@ impl Image for Qcow2 {
             if !bitmaps.is_empty() {
                 put("bitmaps", json!(bitmaps));
             }
+        }
+        if let Some(crypt) = &self.core.crypt {
+            put("encrypt", crypt.describe().into());
         }
         if header.has_data_file() {
             if let Some(name) = header.extension(header::EXT_DATA_FILE) {
@@ -441,6 +460,14 @@ impl Image for Qcow2 {
             check_write(self, 0, 0)?;
             let _alone = self.core.locks.lock(0..u64::MAX, true).await;
             self.core.amend(options).await
+        })
+    }
+
+    fn make_empty(&self) -> Io<'_, ()> {
+        Box::pin(async move {
+            check_write(self, 0, 0)?;
+            let _alone = self.core.locks.lock(0..u64::MAX, true).await;
+            self.core.make_empty().await
         })
     }
 

@@ -21,6 +21,7 @@ impl Core {
         if buf.is_empty() {
             return Ok(buf);
         }
+        self.check_key()?;
         let run = self.lookup(view, offset, buf.len() as u64).await?;
         if run.len == buf.len() as u64 {
             return self.read_run(offset, run, buf).await;
@@ -62,7 +63,7 @@ impl Core {
 
     async fn read_run(&self, offset: u64, run: Run, mut buf: IoBuf) -> Result<IoBuf, Error> {
         match (run.kind, run.host) {
-            (Kind::Data, Some(host)) => self.data_node().read(host, buf).await,
+            (Kind::Data, Some(host)) => self.read_host(offset, host, buf).await,
             (Kind::Compressed, _) => {
                 let cluster = self.unpack(run.entry).await?;
                 let within = (offset % self.cluster) as usize;
@@ -108,6 +109,20 @@ impl Core {
         Ok(true)
     }
 
+    /// What is known of data. Where clusters were allocated and not written, the file may have holes.
+    async fn stored(&self, run: Run) -> Result<Extent, Error> {
+        if self.crypt.is_some() {
+            // A hole of the file is not one of the disk then, and what is there is nothing for others to read.
+            return Ok(Extent::stored(run.len, None));
+        }
+        let all = Extent::stored(run.len, run.host);
+        let sparse = self.sparse.get().unwrap_or_else(|| self.data_node().is_sparse());
+        self.sparse.set(Some(sparse));
+        let Some(host) = run.host.filter(|_| sparse) else { return Ok(all) };
+        let below = self.data_node().status(host, run.len).await?;
+        Ok(Extent { len: below.len.clamp(1, run.len), zero: below.zero, ..all })
+    }
+
     pub async fn status_view(&self, view: View<'_>, offset: u64, len: u64) -> Result<Extent, Error> {
         if len == 0 {
             return Ok(Extent::hole(0));
@@ -128,7 +143,7 @@ impl Core {
             looks += 1;
         }
         Ok(match run.kind {
-            Kind::Data => Extent::stored(run.len, run.host),
+            Kind::Data => self.stored(run).await?,
             Kind::Compressed => Extent { compressed: true, ..Extent::stored(run.len, None) },
             Kind::Zero => Extent::zeros(run.len),
             Kind::Unallocated => {

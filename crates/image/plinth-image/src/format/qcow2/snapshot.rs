@@ -316,6 +316,25 @@ impl Core {
     }
 }
 
+impl Core {
+    /// Takes an empty mapping in place of the active one, in the way of a snapshot that is applied.
+    pub async fn make_empty(&self) -> Result<(), Error> {
+        if self.data.is_some() {
+            let why = "its data is in another file, which has all of the disk";
+            let doing = format!("cannot empty '{}'", self.info.name);
+            return Err(Error::new(ErrorKind::Unsupported, doing, why));
+        }
+        self.begin_change(0, self.size.get()).await?;
+        self.in_doubt(async {
+            let old = self.l1.borrow().entries.clone();
+            self.move_l1(vec![0; old.len()], |_| {}).await?;
+            self.adjust(&old, false).await?;
+            self.mend_flags(true).await.map(drop)
+        })
+        .await
+    }
+}
+
 impl Snapshots for Qcow2 {
     fn list(&self) -> Vec<Snapshot> {
         self.core.snapshots.borrow().iter().map(|s| s.info.clone()).collect()

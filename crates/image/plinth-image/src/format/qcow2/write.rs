@@ -49,6 +49,7 @@ impl Core {
         if data.is_empty() {
             return Ok(());
         }
+        self.check_key()?;
         self.begin_change(offset, data.len() as u64).await?;
         let clusters = self.clusters(offset, data.len() as u64);
         {
@@ -65,33 +66,37 @@ impl Core {
     async fn write_in_place(&self, offset: u64, data: &IoData) -> Result<bool, Error> {
         let in_place = |run: &Run| (run.kind == Kind::Data && run.copied).then_some(run.host).flatten();
         let len = data.len() as u64;
+        if self.splits_sectors(offset, len) {
+            return Ok(false);
+        }
         let first = self.lookup(View::Active, offset, len).await?;
         let Some(host) = in_place(&first) else { return Ok(false) };
         if first.len == len {
-            self.data_node().write(host, data.clone()).await?;
+            self.write_host(offset, host, data.clone()).await?;
             return Ok(true);
         }
-        let mut parts = vec![(host, data.slice(..first.len as usize))];
+        let mut parts = vec![(offset, host, data.slice(..first.len as usize))];
         let mut done = first.len;
         while done < len {
             let run = self.lookup(View::Active, offset + done, len - done).await?;
             let Some(host) = in_place(&run) else { return Ok(false) };
-            parts.push((host, data.slice(done as usize..(done + run.len) as usize)));
+            parts.push((offset + done, host, data.slice(done as usize..(done + run.len) as usize)));
             done += run.len;
         }
-        try_join_all(parts.into_iter().map(|(at, part)| self.data_node().write(at, part))).await?;
+        try_join_all(parts.into_iter().map(|(at, host, part)| self.write_host(at, host, part))).await?;
         Ok(true)
     }
 
     /// Writes anywhere; the caller holds its clusters alone.
     pub async fn write_locked(&self, offset: u64, data: IoData) -> Result<(), Error> {
+        let (offset, data) = self.whole_sectors(offset, data).await?;
         let end = offset + data.len() as u64;
         let mut at = offset;
         while at < end {
             let part = |to: u64| data.slice((at - offset) as usize..(to - offset) as usize);
             let run = self.lookup(View::Active, at, end - at).await?;
             if let (Kind::Data, true, Some(host)) = (run.kind, run.copied, run.host) {
-                self.data_node().write(host, part(at + run.len)).await?;
+                self.write_host(at, host, part(at + run.len)).await?;
                 at += run.len;
                 continue;
             }
@@ -119,7 +124,8 @@ impl Core {
             let space = self.allocate(count).await?;
             let count = space.clusters;
             let (data, old) = (part(to(count)), &old[..count as usize]);
-            let (host, fresh) = (space.offset, space.fresh);
+            // Where nothing was written, there are no encrypted zeros.
+            let (host, fresh) = (space.offset, space.fresh && self.crypt.is_none());
             let fill = Fill { cluster, old, host, fresh, reuse: false, offset: at, data };
             let done = async {
                 let new = self.fill(fill).await?;
@@ -165,11 +171,10 @@ impl Core {
         if end < tail {
             tail_zero = self.is_known_zero(end, tail).await?;
         }
-        let node = self.data_node();
         let write_head = head < start && !(fill.fresh && head_zero);
         let write_tail = end < tail && !(fill.fresh && tail_zero);
         if !write_head && !write_tail {
-            node.write(fill.host + (start - base), fill.data).await?;
+            self.write_host(start, fill.host + (start - base), fill.data).await?;
         } else if tail - head <= COMPOSE {
             let mut all = IoBuf::new((tail - head) as usize);
             let (data_at, data_end) = ((start - head) as usize, (end - head) as usize);
@@ -184,7 +189,7 @@ impl Core {
                     all[range].copy_from_slice(&part);
                 }
             }
-            node.write(to, all.freeze()).await?;
+            self.write_host(head, to, all.freeze()).await?;
         } else {
             let side = async |there: bool, zero: bool, from: u64, to: u64| {
                 let at = fill.host + (from - base);
@@ -192,15 +197,15 @@ impl Core {
                     return Ok(());
                 }
                 if zero {
-                    return node.write_zeroes(at, to - from, true).await;
+                    return self.zero_host(from, at, to - from, true).await;
                 }
                 let part = self.read_view(View::Active, from, IoBuf::new((to - from) as usize)).await?;
-                node.write(at, part.freeze()).await
+                self.write_host(from, at, part.freeze()).await
             };
             try_join!(
                 side(write_head, head_zero, head, start),
                 side(write_tail, tail_zero, end, tail),
-                node.write(fill.host + (start - base), fill.data.clone())
+                self.write_host(start, fill.host + (start - base), fill.data.clone())
             )?;
         }
         let entry = |n: u64| {

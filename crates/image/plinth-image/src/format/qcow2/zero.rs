@@ -22,6 +22,7 @@ impl Core {
         if len == 0 {
             return Ok(());
         }
+        self.check_key()?;
         self.begin_change(offset, len).await?;
         let _alone = self.locks.lock(self.clusters(offset, len), true).await;
         let end = offset + len;
@@ -91,7 +92,8 @@ impl Core {
     }
 
     async fn zero_as_data(&self, old: Entry, part: &std::ops::Range<u64>) -> Result<(), Error> {
-        if let Some(host) = self.host(old).filter(|_| old.word & COPIED != 0 && !self.extended) {
+        let owned = old.word & COPIED != 0 && !self.extended && self.crypt.is_none();
+        if let Some(host) = self.host(old).filter(|_| owned) {
             let at = host + part.start % self.cluster;
             return self.data_node().write_zeroes(at, part.end - part.start, false).await;
         }

@@ -31,8 +31,8 @@ use super::blocks::{BlockImage, Changes, Layout, Need, OnDrop, Place, Space};
 use super::guid::Guid;
 use super::table::TableCache;
 use super::{
-    BackingLink, CheckReport, CreateRequest, Description, Driver, Format, Image, OpenRequest, OptionKind,
-    OptionSpec, Progress, Repair,
+    Backing, BackingLink, CheckReport, CreateRequest, Description, Driver, Format, Image, OpenRequest,
+    OptionKind, OptionSpec, Progress, Repair,
 };
 use crate::graph::{IoBuf, IoData, NodeRef};
 use crate::{Error, ErrorKind, SECTOR};
@@ -92,7 +92,7 @@ async fn open(request: OpenRequest) -> Result<Rc<dyn Image>, Error> {
         });
         if !options.no_backing {
             let (found, image) = parent::open(&file.info().name, &header, &*links).await?;
-            (link, backing) = (Some(found), Some(image));
+            (link, backing) = (Some(found), Some(image as NodeRef));
         }
     }
     let size = header.disk_size.next_multiple_of(SECTOR);
@@ -130,8 +130,8 @@ async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> {
     let blocks = header::blocks_of(name, size, block_size)?;
     let data = (header::TABLE_AT + u64::from(blocks) * 4).next_multiple_of(header::DATA_ALIGN);
     let mut header = Header::new(kind, size, block_size, blocks, data)?;
-    if let Some(link) = &backing {
-        (header.parent, header.parent_modified) = parent::parse_identity(link)
+    if let Some(backing) = &backing {
+        (header.parent, header.parent_modified) = parent::parse_identity(&backing.link)
             .ok_or_else(|| invalid("the image below is not a VDI image, and VDI can name no other"))?;
     }
     if kind == Kind::Static {
@@ -147,9 +147,9 @@ async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> {
     write_new_table(&file, &header, kind == Kind::Static).await?;
     // Last: what has no header is no image.
     file.write(0, IoData::copy_of(&header.bytes())).await?;
-    let vdi = Vdi::new(file, header, backing);
-    // Data of the image below is not there to be read: whoever made this image opens it again for that.
-    Ok(Rc::new(BlockImage::new(vdi, size, false, None)))
+    let below = backing.as_ref().map(Backing::below);
+    let vdi = Vdi::new(file, header, backing.map(|b| b.link));
+    Ok(Rc::new(BlockImage::new(vdi, size, false, below)))
 }
 
 async fn write_new_table(file: &NodeRef, header: &Header, all: bool) -> Result<(), Error> {

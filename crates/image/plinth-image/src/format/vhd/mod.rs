@@ -24,7 +24,9 @@ mod parent;
 use std::rc::Rc;
 
 use super::blocks::BlockImage;
-use super::{BackingLink, CreateRequest, Driver, Format, Image, OpenRequest, OptionKind, OptionSpec, Sample};
+use super::{
+    Backing, BackingLink, CreateRequest, Driver, Format, Image, OpenRequest, OptionKind, OptionSpec, Sample,
+};
 use crate::graph::{IoBuf, IoData, NodeRef};
 use crate::{Error, ErrorKind, SECTOR};
 use dynamic::Vhd;
@@ -127,7 +129,7 @@ async fn open(request: OpenRequest) -> Result<Rc<dyn Image>, Error> {
         });
         if !options.no_backing {
             let (found, image) = parent::open(&name, &names, &header, &*links).await?;
-            (link, backing) = (Some(found), Some(image));
+            (link, backing) = (Some(found), Some(image as NodeRef));
         }
     }
     let vhd = Vhd::new(file, footer, header, link);
@@ -166,19 +168,19 @@ async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> {
     let footer = Footer::new(kind, size, by_geometry)?;
     let mut header = Header::new(TABLE_AT, entries, block_size);
     let file = output.main().await?;
-    if let Some(link) = &backing {
+    if let Some(Backing { link, .. }) = &backing {
         (header.parent, header.parent_time) = parent::parse_identity(link)
             .ok_or_else(|| invalid("the image below is not a VHD image, and VHD can name no other"))?;
         parent::write_names(&file, &mut header, link).await?;
     }
     dynamic::write_free(&file, TABLE_AT, header.table_len()).await?;
     file.write(FOOTER as u64, IoData::copy_of(&header.bytes())).await?;
-    let vhd = Vhd::new(file.clone(), footer.clone(), header, backing);
+    let below = backing.as_ref().map(Backing::below);
+    let vhd = Vhd::new(file.clone(), footer.clone(), header, backing.map(|b| b.link));
     vhd.write_last_footer().await?;
     // Last: what has no beginning is no image.
     file.write(0, IoData::copy_of(&footer.bytes())).await?;
-    // Data of the image below is not there to be read: whoever made this image opens it again for that.
-    Ok(Rc::new(BlockImage::new(vhd, size, false, None)))
+    Ok(Rc::new(BlockImage::new(vhd, size, false, below)))
 }
 
 /// Where the table of a new image is: behind the footer's copy, the header and the parent's names.

@@ -29,7 +29,8 @@ use super::blocks::BlockImage;
 use super::guid::Guid;
 use super::vhd::from_windows;
 use super::{
-    BackingLink, CreateRequest, Driver, Format, Image, Links, OpenRequest, OptionKind, OptionSpec, Options,
+    Backing, BackingLink, CreateRequest, Driver, Format, Image, Links, OpenRequest, OptionKind, OptionSpec,
+    Options,
 };
 use crate::graph::{IoBuf, IoData, NodeRef};
 use crate::{Error, ErrorKind};
@@ -130,7 +131,7 @@ async fn open_parent(
     vhdx: &Vhdx,
     links: &dyn Links,
     closed: bool,
-) -> Result<(BackingLink, Option<Rc<dyn Image>>), Error> {
+) -> Result<(BackingLink, Option<NodeRef>), Error> {
     let metadata = vhdx.metadata.borrow().clone();
     let doing = || format!("cannot open the image below '{name}'");
     let keys = ["relative_path", "absolute_win32_path", "volume_path"];
@@ -221,7 +222,7 @@ fn plan(request: &CreateRequest<'_>) -> Result<(Metadata, u64), Error> {
     let fixed = options.text("subformat") == Some("fixed");
     let parent = match backing {
         Some(_) if fixed => return Err(invalid("a fixed image is not over another one".into())),
-        Some(link) => locator_of(link).ok_or_else(|| {
+        Some(backing) => locator_of(&backing.link).ok_or_else(|| {
             invalid("the image below is not a VHDX image, and VHDX can name no other".into())
         })?,
         None => Vec::new(),
@@ -270,9 +271,9 @@ async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> {
     let metadata = Metadata::read(&file, region).await?;
     let vhdx = Vhdx::new(file, header, regions, metadata, true);
     vhdx.end.set(end);
-    *vhdx.backing.borrow_mut() = request.backing;
-    // Data of the image below is not there to be read: whoever made this image opens it again for that.
-    Ok(Rc::new(BlockImage::new(vhdx, size, false, None)))
+    let below = request.backing.as_ref().map(Backing::below);
+    *vhdx.backing.borrow_mut() = request.backing.map(|b| b.link);
+    Ok(Rc::new(BlockImage::new(vhdx, size, false, below)))
 }
 
 /// Writes the table of a new image; where the file ends.

@@ -10,7 +10,7 @@ use super::packed::PackedExtent;
 use super::resize::SPLIT;
 use super::sparse::{MAX_DIRECTORY, SparseExtent};
 use super::{Data, Piece, Place};
-use crate::format::{CreateRequest, Format, Image, OptionKind, OptionSpec, Options, Output};
+use crate::format::{Backing, CreateRequest, Format, Image, OptionKind, OptionSpec, Options, Output};
 use crate::graph::{Io, IoBuf, IoData, NodeRef};
 use crate::{Error, ErrorKind, SECTOR};
 
@@ -97,7 +97,7 @@ impl<'a> Wanted<'a> {
             return Err(bad("a flat disk has no grains, so zeroed_grain means nothing"));
         }
         let mut parent = None;
-        if let Some(link) = &request.backing {
+        if let Some(Backing { link, .. }) = &request.backing {
             if flat || subformat == "streamOptimized" {
                 return Err(bad("a disk of this subformat cannot have a parent"));
             }
@@ -163,6 +163,7 @@ impl<'a> Wanted<'a> {
 pub fn create<'a>(request: CreateRequest<'a>) -> Io<'a, Rc<dyn Image>> {
     Box::pin(async move {
         let wanted = Wanted::new(&request)?;
+        let below = request.backing.as_ref().map(Backing::below);
         let (output, size) = (request.output, request.size);
         let flat = wanted.subformat.ends_with("Flat");
         let mut image =
@@ -173,7 +174,7 @@ pub fn create<'a>(request: CreateRequest<'a>) -> Io<'a, Rc<dyn Image>> {
                 several_files(output, size, piece, flat, &wanted).await?
             };
         find_parent(output.name(), &image)?;
-        image.parent_is_closed = image.link.borrow().is_some();
+        image.backing = below;
         // A new disk has a new content ID already.
         *image.changed.get_mut() = true;
         Ok(Rc::new(image) as Rc<dyn Image>)

@@ -125,10 +125,8 @@ pub struct VmdkImage {
     size: Cell<u64>,
     pieces: Vec<Piece>,
     descriptor: Option<Place>,
-    backing: Option<Rc<dyn Image>>,
+    backing: Option<NodeRef>,
     link: RefCell<Option<BackingLink>>,
-    /// It was just created, which does not open the parent.
-    parent_is_closed: bool,
     /// True when the content ID was changed.
     changed: Mutex<bool>,
     /// Why it can only be read, if the image itself is the reason.
@@ -167,7 +165,7 @@ impl VmdkImage {
 
     fn below(&self, piece: &Piece) -> Below<'_> {
         let node = self.backing.as_deref().map(|b| b as &dyn Node);
-        Below { node, base: piece.start, missing: self.parent_is_closed && node.is_none() }
+        Below { node, base: piece.start }
     }
 
     fn refuse(&self, doing: &str, why: &str) -> Error {

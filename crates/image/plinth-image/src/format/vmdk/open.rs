@@ -167,7 +167,6 @@ pub fn image(name: &str, create_type: String, pieces: Vec<Piece>, descriptor: Op
         descriptor,
         backing: None,
         link: RefCell::default(),
-        parent_is_closed: false,
         changed: Mutex::new(false),
         frozen: None,
     }

@@ -44,24 +44,18 @@ pub struct Below<'a> {
     pub node: Option<&'a dyn Node>,
     /// Byte of the disk where the extent begins.
     pub base: u64,
-    /// There is one, but it is not open.
-    pub missing: bool,
 }
 
 impl Below<'_> {
     /// Nothing below.
-    pub const NOTHING: Below<'static> = Below { node: None, base: 0, missing: false };
+    pub const NOTHING: Below<'static> = Below { node: None, base: 0 };
 
     fn is_there(&self) -> bool {
-        self.node.is_some() || self.missing
+        self.node.is_some()
     }
 
     /// Reads what is below byte `at` of the extent; zeros where there is nothing.
     pub async fn read(&self, at: u64, mut buf: IoBuf) -> Result<IoBuf, Error> {
-        if self.missing {
-            let why = "its parent was not opened when it was created: open the disk again";
-            return Err(Error::new(ErrorKind::Unsupported, "cannot read what is in the disk's parent", why));
-        }
         let at = self.base + at;
         let inside = self.node.map_or(0, |n| n.size().saturating_sub(at)).min(buf.len() as u64);
         let Some(node) = self.node.filter(|_| inside > 0) else {

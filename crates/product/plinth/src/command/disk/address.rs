@@ -5,10 +5,12 @@ use std::rc::Rc;
 
 use plinth_image::format::{Format, OpenOptions, Opened, open, open_node};
 use plinth_image::graph::{FileNode, FileOptions, HttpNode, Keep, NodeRef, OverlayNode};
+use plinth_image::ovf::Package;
 use plinth_nbd::client;
 use plinth_nbd::uri::Uri;
 
-use super::common::failed;
+use super::common::{failed, open_options};
+use crate::cli::disk_tool::OpenArgs;
 use crate::failure::{Code, Failure, Result};
 
 /// Bytes that are read from a web server at once.
@@ -31,6 +33,47 @@ pub async fn open_source(path: &Path, options: &OpenOptions) -> Result<Opened> {
         return open_node(Rc::new(cache), options).await.map_err(failed);
     }
     open(path, options).await.map_err(failed)
+}
+
+/// Opens the image that a command reads or changes: at a path or an address, or a disk inside of a package.
+pub async fn open_any(
+    path: &Path,
+    args: &OpenArgs,
+    format: Option<Format>,
+    read_only: bool,
+) -> Result<Opened> {
+    open_with(path, args.disk.as_deref(), &open_options(args, format, read_only)?).await
+}
+
+/// As [`open_any`]; `disk` is the one of a package that is meant.
+pub async fn open_with(path: &Path, disk: Option<&str>, options: &OpenOptions) -> Result<Opened> {
+    if options.format.is_none() && Package::is_name(path) {
+        let doing = || format!("'{}' is a package, which is only read", path.display());
+        if !options.read_only {
+            return Err(Failure::new(Code::Failed, doing())
+                .help("take the disk out of it first: `plinth disk convert PACKAGE NEW.qcow2`"));
+        }
+        let package = Package::open(path).await.map_err(failed)?;
+        return open_packed(&package, disk).await;
+    }
+    if disk.is_some() {
+        let what = format!("'{}' is not a package (.ova, .ovf), so --disk has no meaning", path.display());
+        return Err(Failure::usage(what));
+    }
+    open_source(path, options).await
+}
+
+/// Opens the disk of a package that has this name.
+async fn open_packed(package: &Package, name: Option<&str>) -> Result<Opened> {
+    let disk = package.find_disk(name).map_err(|e| {
+        let failure = Failure::from_error(Code::Usage, "", &e);
+        if name.is_none() { failure.help("name it: --disk NAME") } else { failure }
+    })?;
+    let image = package.open_disk(disk).await.map_err(failed)?;
+    let image = image.ok_or_else(|| {
+        Failure::new(Code::Failed, format!("the disk '{}' is empty: it has no file", disk.id))
+    })?;
+    Ok(Opened { image, probed: true })
 }
 
 async fn open_export(text: &str, read_only: bool) -> Result<NodeRef> {

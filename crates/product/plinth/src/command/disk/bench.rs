@@ -7,7 +7,7 @@ use plinth_image::graph::Cache;
 use plinth_image::job::{self, BenchOptions};
 use serde_json::json;
 
-use super::address::open_source;
+use super::address::open_with;
 use super::common::{close, failed, interruptible, open_options, result};
 use crate::cli::disk_tool::BenchArgs;
 use crate::cli::{Global, size};
@@ -33,7 +33,9 @@ pub fn run(args: &BenchArgs, global: &Global) -> Result<ExitCode> {
     let report = interruptible(async {
         let cache = if args.cached { Cache::Cached } else { Cache::Direct };
         let how = open_options(&args.image.open, args.image.format, !args.write)?;
-        let opened = open_source(&args.image.path, &OpenOptions { cache, ..how }).await?;
+        let opened =
+            open_with(&args.image.path, args.image.open.disk.as_deref(), &OpenOptions { cache, ..how })
+                .await?;
         let report = job::bench(&*opened.image, &options).await.map_err(failed)?;
         if args.write {
             close(&*opened.image).await?;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use plinth_image::format::{OpenOptions, open};
 use plinth_image::graph::Node;
-use plinth_image::job;
+use plinth_image::{ErrorKind, job};
 use serde_json::json;
 
 use super::common::{backing_link, backing_of, close, failed, open_options, result, with_progress};
@@ -19,7 +19,7 @@ pub fn rebase(args: &RebaseArgs, global: &Global) -> Result<ExitCode> {
         let mut below = None;
         if let Some(path) = &args.backing {
             let (new, opened) = backing_link(&image.path, path, args.backing_format, &image.open).await?;
-            link = Some(new);
+            link = Some(new.link);
             below = Some(opened.image);
         }
         let mut options = open_options(&image.open, image.format, false)?;
@@ -29,7 +29,7 @@ pub fn rebase(args: &RebaseArgs, global: &Global) -> Result<ExitCode> {
         let mut copied = 0;
         if !args.r#unsafe {
             let new = below.as_deref().map(|i| i as &dyn Node);
-            copied = job::rebase_safe(&*top, new, progress).await.map_err(failed)?.written;
+            copied = job::rebase_safe(&*top, new, args.compress, progress).await.map_err(failed)?.written;
         }
         top.set_backing(link.as_ref()).await.map_err(failed)?;
         close(&*top).await?;
@@ -45,8 +45,8 @@ pub fn rebase(args: &RebaseArgs, global: &Global) -> Result<ExitCode> {
 
 pub fn commit(args: &CommitArgs, global: &Global) -> Result<ExitCode> {
     let image = &args.image;
-    let (base, written) = with_progress("committing", async |progress| {
-        let options = open_options(&image.open, image.format, true)?;
+    let (base, written, emptied) = with_progress("committing", async |progress| {
+        let options = open_options(&image.open, image.format, args.keep)?;
         let options = OpenOptions { no_backing: true, ..options };
         let top = open(&image.path, &options).await.map_err(failed)?.image;
         let Some(link) = top.describe().backing else {
@@ -57,14 +57,27 @@ pub fn commit(args: &CommitArgs, global: &Global) -> Result<ExitCode> {
         let base = open(&path, &open_options(&image.open, link.format, false)?).await.map_err(failed)?.image;
         let done = job::commit(&*top, &*base, progress).await.map_err(failed)?;
         close(&*base).await?;
-        Ok((path, done.written))
+        let mut emptied = !args.keep;
+        if emptied && let Err(e) = top.make_empty().await {
+            if e.kind != ErrorKind::Unsupported {
+                return Err(failed(e));
+            }
+            // It holds nothing wrong, only what is below too.
+            emptied = false;
+        }
+        close(&*top).await?;
+        Ok((path, done.written, emptied))
     })?;
-    let text = format!(
-        "{} written to {}; {} can be removed, or created anew over it\n",
-        size::show(written),
-        base.display(),
-        image.path.display()
-    );
-    result(global, &json!({ "path": image.path, "backing": base, "written": written }), &text)?;
+    let name = image.path.display();
+    let then = match (emptied, args.keep) {
+        (true, _) => format!("{name} is empty now"),
+        (_, true) => format!("{name} still has it too"),
+        _ => {
+            format!("{name} still has it too, as its format cannot be emptied: create it anew to save space")
+        }
+    };
+    let text = format!("{} written to {}; {then}\n", size::show(written), base.display());
+    let value = json!({ "path": image.path, "backing": base, "written": written, "emptied": emptied });
+    result(global, &value, &text)?;
     Ok(ExitCode::SUCCESS)
 }

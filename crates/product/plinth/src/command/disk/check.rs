@@ -6,11 +6,15 @@ use plinth_image::format::Repair;
 use serde_json::json;
 
 use super::common::{close, failed, open_image, result, with_progress};
+use super::package;
 use crate::cli::Global;
 use crate::cli::disk_tool::CheckArgs;
 use crate::failure::{Code, Result};
 
 pub fn run(args: &CheckArgs, global: &Global) -> Result<ExitCode> {
+    if package::is_meant(&args.image) && args.image.open.disk.is_none() && args.repair.is_none() {
+        return package::check(&args.image.path, global);
+    }
     let repair = match args.repair.as_deref() {
         None => Repair::No,
         Some("leaks") => Repair::Leaks,

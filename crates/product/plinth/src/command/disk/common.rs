@@ -14,13 +14,13 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use plinth_host::aio;
 use plinth_host::buffer::IoBuf;
 use plinth_image::format::{
-    BackingLink, Format, Image, OpenOptions, Opened, Options, OutputFiles, Progress, Trust, open,
+    Backing, BackingLink, Format, Image, OpenOptions, Opened, Options, OutputFiles, Progress, Trust, open,
 };
-use plinth_image::graph::Cache;
+use plinth_image::graph::{Cache, NodeRef};
 use plinth_image::{Error, ErrorKind};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::address::open_source;
+use super::address::open_any;
 use crate::cli::disk_tool::{ImageArgs, NewArgs, OpenArgs};
 use crate::cli::{Global, OutputFormat};
 use crate::failure::{Code, Failure, Result};
@@ -80,7 +80,7 @@ pub fn open_options(args: &OpenArgs, format: Option<Format>, read_only: bool) ->
 
 /// Opens the image of a command.
 pub async fn open_image(args: &ImageArgs, read_only: bool) -> Result<Opened> {
-    open_source(&args.path, &open_options(&args.open, args.format, read_only)?).await
+    open_any(&args.path, &args.open, args.format, read_only).await
 }
 
 /// A format by the ending of a name.
@@ -180,7 +180,7 @@ pub async fn backing_link(
     backing: &Path,
     format: Option<Format>,
     args: &OpenArgs,
-) -> Result<(BackingLink, Opened)> {
+) -> Result<(Backing, Opened)> {
     let opened = open(backing, &open_options(args, format, true)?).await.map_err(failed)?;
     let real = |p: &Path| {
         std::fs::canonicalize(p)
@@ -196,7 +196,8 @@ pub async fn backing_link(
     let name = if name.contains(':') && !name.starts_with('/') { format!("./{name}") } else { name };
     let link =
         BackingLink { name, format: Some(opened.image.format()), identity: opened.image.describe().identity };
-    Ok((link, opened))
+    let node: NodeRef = opened.image.clone();
+    Ok((Backing { link, node: Some(node) }, opened))
 }
 
 /// A stream with a byte for each signal that ends the process.

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use plinth_image::format::{Format, Image, Options, OutputFiles, open};
+use plinth_image::format::{Backing, Format, Image, Options, OutputFiles, open};
 use plinth_image::graph::Cache;
 use plinth_image::job::{self, ConvertRequest, CopyOptions};
 use serde_json::json;
@@ -99,11 +99,12 @@ pub fn run(args: &CompactArgs, global: &Global) -> Result<ExitCode> {
             layers: d.backing.as_ref().map(|_| 1),
             ..CopyOptions::default()
         };
+        let node = source.image.backing();
         let request = ConvertRequest {
             sources: vec![source.image],
             format,
             options: &options,
-            backing: d.backing,
+            backing: d.backing.map(|link| Backing { link, node }),
             secret: None,
             copy,
         };

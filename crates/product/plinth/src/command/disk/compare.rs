@@ -5,16 +5,16 @@ use std::process::ExitCode;
 use plinth_image::job::{self, CompareOptions, Difference};
 use serde_json::json;
 
-use super::address::open_source;
-use super::common::{failed, open_options, result, with_progress};
+use super::address::open_any;
+use super::common::{failed, result, with_progress};
 use crate::cli::Global;
 use crate::cli::disk_tool::CompareArgs;
 use crate::failure::{Code, Failure, Result};
 
 pub fn run(args: &CompareArgs, global: &Global) -> Result<ExitCode> {
     let compared = with_progress("comparing", async |progress| {
-        let a = open_source(&args.first, &open_options(&args.open, args.first_format, true)?).await?;
-        let b = open_source(&args.second, &open_options(&args.open, args.second_format, true)?).await?;
+        let a = open_any(&args.first, &args.open, args.first_format, true).await?;
+        let b = open_any(&args.second, &args.open, args.second_format, true).await?;
         let options = CompareOptions { strict: args.strict };
         job::compare(&*a.image, &*b.image, options, progress).await.map_err(failed)
     });

@@ -9,9 +9,9 @@ use plinth_image::format::{Format, Options};
 use plinth_image::graph::NodeRef;
 use plinth_image::job::{self, ConvertRequest, CopyOptions, CopyReport};
 
-use super::address::open_source;
+use super::address::open_any;
 use super::common::{
-    backing_link, close, failed, new_format, new_options, open_options, output, result, secret, with_progress,
+    backing_link, close, failed, new_format, new_options, output, result, secret, with_progress,
 };
 use crate::cli::disk_tool::{ConvertArgs, DdArgs, NewArgs};
 use crate::cli::{Global, size};
@@ -67,7 +67,7 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<ExitCode> {
     let done = with_progress("converting", async |progress| {
         let mut nodes: Vec<NodeRef> = Vec::new();
         for path in sources {
-            let opened = open_source(path, &open_options(&args.open, args.from, true)?).await?;
+            let opened = open_any(path, &args.open, args.from, true).await?;
             nodes.push(match &args.snapshot {
                 None => opened.image,
                 Some(name) => {
@@ -80,11 +80,8 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<ExitCode> {
             });
         }
         let mut backing = None;
-        let mut _below = None;
         if let Some(path) = &args.backing {
-            let (link, opened) = backing_link(target, path, args.backing_format, &args.open).await?;
-            backing = Some(link);
-            _below = Some(opened);
+            backing = Some(backing_link(target, path, args.backing_format, &args.open).await?.0);
         }
         // Compressed clusters lie at any byte, which is slow past the page cache.
         let cached = args.new.cached || args.compress.is_some();
@@ -119,7 +116,7 @@ pub fn dd(args: &DdArgs, global: &Global) -> Result<ExitCode> {
     let Some(options) = new_options(&args.new.options, format)? else { return Ok(ExitCode::SUCCESS) };
     let start = Instant::now();
     let done = with_progress("copying", async |progress| {
-        let opened = open_source(&args.source, &open_options(&args.open, args.from, true)?).await?;
+        let opened = open_any(&args.source, &args.open, args.from, true).await?;
         let source: Rc<_> = opened.image;
         let from = args.skip.map_or(0, |s| s.0);
         if from > source.size() {

@@ -17,13 +17,11 @@ pub fn run(args: &CreateArgs, global: &Global) -> Result<ExitCode> {
     let bytes = interruptible(async {
         let mut link = None;
         let mut bytes = args.size.map(|s| s.0);
-        let mut _below = None;
         if let Some(backing) = &args.backing {
             let (new, opened) = backing_link(&args.path, backing, args.backing_format, &args.open).await?;
             bytes = bytes.or(Some(opened.image.size()));
-            link = Some(new);
             // It stays open, and locked, until the new image is there.
-            _below = Some(opened);
+            link = Some(new);
         }
         let Some(bytes) = bytes else {
             return Err(Failure::usage("the disk has no size").help("write it with a unit, such as 20G"));

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use plinth_image::format::{Format, OpenOptions};
 use serde_json::{Value, json};
 
-use super::address::open_source;
+use super::address::open_with;
 use super::common::{backing_of, interruptible, open_options, result};
+use super::package;
 use crate::cli::disk_tool::InfoArgs;
 use crate::cli::{Global, size};
 use crate::failure::Result;
@@ -23,6 +24,9 @@ struct Facts {
 }
 
 pub fn run(args: &InfoArgs, global: &Global) -> Result<ExitCode> {
+    if package::is_meant(&args.image) && args.image.open.disk.is_none() {
+        return package::info(&args.image.path, global);
+    }
     let all = interruptible(async {
         let mut all = Vec::new();
         let mut next = Some((args.image.path.clone(), args.image.format));
@@ -51,7 +55,7 @@ fn allocated(path: &Path) -> u64 {
 }
 
 async fn facts(path: &Path, options: &OpenOptions, args: &InfoArgs) -> Result<Facts> {
-    let opened = open_source(path, options).await?;
+    let opened = open_with(path, args.image.open.disk.as_deref(), options).await?;
     let image = &opened.image;
     let d = image.describe();
     let how = if opened.probed { "found by its contents" } else { "as given" };

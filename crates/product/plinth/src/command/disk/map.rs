@@ -7,8 +7,8 @@ use plinth_image::format::Options;
 use plinth_image::job::{self, Contents, MapEntry};
 use serde_json::json;
 
-use super::address::open_source;
-use super::common::{failed, interruptible, open_image, open_options, result, usage};
+use super::address::open_any;
+use super::common::{failed, interruptible, open_image, result, usage};
 use crate::cli::disk_tool::{MapArgs, MeasureArgs};
 use crate::cli::{Global, OutputFormat, size};
 use crate::failure::{Code, Failure, Result};
@@ -81,7 +81,7 @@ pub fn measure(args: &MeasureArgs, global: &Global) -> Result<ExitCode> {
     let measured = interruptible(async {
         match (&args.path, args.size) {
             (Some(path), _) => {
-                let opened = open_source(path, &open_options(&args.open, args.from, true)?).await?;
+                let opened = open_any(path, &args.open, args.from, true).await?;
                 job::measure(args.to, &options, Contents::Disk(&*opened.image)).await.map_err(failed)
             }
             (None, size) => {

@@ -11,8 +11,10 @@ mod compact;
 mod compare;
 mod convert;
 mod create;
+mod export;
 mod info;
 mod map;
+mod package;
 mod serve;
 mod snapshot;
 
@@ -46,5 +48,6 @@ pub fn run(command: &DiskCommand, global: &Global) -> Result<ExitCode> {
         DiskCommand::Bitmap(command) => bitmap::run(command, global),
         DiskCommand::Compact(args) => compact::run(args, global),
         DiskCommand::Serve(args) => serve::run(args, global),
+        DiskCommand::Export(args) => export::run(args, global),
     }
 }

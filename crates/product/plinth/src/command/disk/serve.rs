@@ -20,7 +20,7 @@ use plinth_nbd::stream::Listener;
 use plinth_nbd::uri::{Address, Uri};
 use serde_json::json;
 
-use super::address::open_source;
+use super::address::open_with;
 use super::common::{close, failed, open_options, result, signals};
 use crate::cli::Global;
 use crate::cli::disk_tool::ServeArgs;
@@ -123,7 +123,9 @@ pub fn run(args: &ServeArgs, global: &Global) -> Result<ExitCode> {
     aio::block_on(async {
         let cache = if args.cached { Cache::Cached } else { Cache::Direct };
         let how = open_options(&args.image.open, args.image.format, args.read_only)?;
-        let opened = open_source(&args.image.path, &OpenOptions { cache, ..how }).await?;
+        let opened =
+            open_with(&args.image.path, args.image.open.disk.as_deref(), &OpenOptions { cache, ..how })
+                .await?;
         let server = Server::new(vec![export(args, &opened.image).await?]);
         let server = match tls.clone() {
             Some(tls) => server.with_tls(tls),

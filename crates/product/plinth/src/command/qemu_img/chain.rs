@@ -109,7 +109,7 @@ pub fn rebase(args: Vec<String>) -> Result {
                         }
                         other => other,
                     })?;
-                let (mut new, _) = link(file, base, Some(opened.format()), &how).await?;
+                let mut new = link(file, base, Some(opened.format()), &how).await?.0.link;
                 new.format = base_format;
                 new_link = Some(new);
                 below = Some(opened);
@@ -121,7 +121,7 @@ pub fn rebase(args: Vec<String>) -> Result {
         }
         with_progress(parsed.has("p") && !parsed.has("q"), async |progress| {
             if !unsafe_mode {
-                job::rebase_safe(&*top, below.as_deref().map(|b| b as &dyn Node), progress)
+                job::rebase_safe(&*top, below.as_deref().map(|b| b as &dyn Node), parsed.has("c"), progress)
                     .await
                     .map_err(failed)?;
             }

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use plinth_host::aio;
-use plinth_image::format::{BackingLink, Format, Image, Options, Progress};
+use plinth_image::format::{Backing, Format, Image, Options, Progress};
 use plinth_image::graph::{Cache, NodeRef};
 use plinth_image::job::{self, ConvertRequest, CopyOptions};
 
@@ -296,7 +296,7 @@ impl Job<'_> {
         }
         let target = self.target;
         let failed = |why: String| Exit::failed(format!("{target}: error while converting {name}: {why}"));
-        let mut backing: Option<BackingLink> = None;
+        let mut backing: Option<Backing> = None;
         if let Some(below) = &new.backing {
             let below_format = new.backing_format.as_deref().and_then(format);
             backing = Some(link(target, below, below_format, self.from).await?.0);

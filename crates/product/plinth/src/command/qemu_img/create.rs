@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use plinth_image::format::{BackingLink, Format, OutputFiles};
+use plinth_image::format::{Backing, BackingLink, Format, OutputFiles};
 use plinth_image::graph::{Cache, IoBuf};
 use plinth_image::job;
 
@@ -35,19 +35,15 @@ pub fn create_reason(e: &plinth_image::Error, file: &str) -> String {
 }
 
 /// The link to a backing image, and its size. The image is opened to learn what else is recorded of it.
-pub async fn link(
-    file: &str,
-    backing: &str,
-    format: Option<Format>,
-    how: &How,
-) -> Result<(BackingLink, u64)> {
+pub async fn link(file: &str, backing: &str, format: Option<Format>, how: &How) -> Result<(Backing, u64)> {
     let path = beside(file, backing);
     let how = How { read_only: true, share: true, allowed: vec![path.clone()], ..how.clone() };
     let named = path.to_str().unwrap_or(backing);
     let below = image(named, format.map(names::qemu_name), false, &how).await?;
     let identity = below.describe().identity;
     let format = Some(format.unwrap_or(below.format()));
-    Ok((BackingLink { name: backing.to_owned(), format, identity }, below.size()))
+    let (link, size) = (BackingLink { name: backing.to_owned(), format, identity }, below.size());
+    Ok((Backing { link, node: Some(below) }, size))
 }
 
 /// `qemu-img create`.
@@ -114,14 +110,15 @@ pub fn run(args: Vec<String>) -> Result {
                 if below_format.is_none() {
                     return Err(failed("Backing file specified without backing format".into()));
                 }
-                backing = Some(BackingLink { name: below.clone(), format: below_format, identity: None });
+                let link = BackingLink { name: below.clone(), format: below_format, identity: None };
+                backing = Some(link.into());
             } else {
                 let (link, bytes) = link(file, below, below_format, &how).await.map_err(|e| match e {
                     Exit::Failed(why, _) => failed(format!("{}\nCould not open backing image.", inner(&why))),
                     other => other,
                 })?;
                 if below_format.is_none() {
-                    let found = link.format.map_or("raw", names::qemu_name);
+                    let found = link.link.format.map_or("raw", names::qemu_name);
                     return Err(failed(format!(
                         "Backing file specified without backing format\nDetected format of {found}."
                     )));
