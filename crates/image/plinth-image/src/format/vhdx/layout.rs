@@ -57,8 +57,8 @@ pub struct Vhdx {
     pub(super) read_only: Cell<bool>,
     /// Gaps between blocks that were there already.
     pub(super) gaps_at_open: Cell<usize>,
-    /// Bytes of the file when the last flush began that changes of tables rely on: those are durable. By others
-    /// that write, the file may have become longer meanwhile.
+    /// Bytes that the file has at least when changes of tables are logged: the end of what they refer to, which a
+    /// flush has made durable. What others are just adding makes the file longer, but is not.
     durable: Cell<u64>,
 }
 
@@ -382,7 +382,13 @@ impl Layout for Vhdx {
                 self.bitmaps.borrow_mut().insert(chunk, at);
             }
         }
-        self.durable.set(self.file.size());
+        let size = self.block_size();
+        let ends = changes.places.values().filter_map(|place| match place {
+            Place::Full(at) | Place::Partial(at) => Some(at + size),
+            _ => None,
+        });
+        let bitmaps = self.bitmaps.borrow().values().map(|at| at + MIB).max();
+        self.durable.set(ends.chain(bitmaps).fold(self.durable.get().min(self.file.size()), u64::max));
         Ok(())
     }
 
