@@ -202,7 +202,13 @@ impl Side {
             None => None,
         };
         let secret = (self.kind.format == Format::Luks).then_some(SECRET);
-        let request = CreateRequest { output: &output, size, options: &options, backing, secret };
+        let request = CreateRequest {
+            output: &output,
+            size,
+            options: &options,
+            backing: backing.map(Into::into),
+            secret,
+        };
         let image = (driver.create.unwrap())(request).await.map_err(failed)?;
         image.close().await.map_err(failed)?;
         drop(image);
