@@ -106,8 +106,12 @@ pub async fn copy(
     progress: &Progress,
 ) -> Result<CopyReport, Error> {
     let cluster = target.describe().cluster_size.filter(|c| c.is_power_of_two()).unwrap_or(GRAIN);
-    // What is written of a cluster at once needs no second look at it.
-    let align = if options.compress { cluster } else { cluster.clamp(GRAIN, 64 << 10) };
+    let align = match options {
+        CopyOptions { compress: true, .. } => cluster,
+        CopyOptions { exact: true, .. } => SECTOR,
+        // What is written of a cluster at once needs no second look at it.
+        _ => cluster.clamp(GRAIN, 64 << 10),
+    };
     let copier = Copier {
         source,
         target,
