@@ -1,16 +1,19 @@
 //! Jobs over whole images: copies are exact, and only what has to be touched is.
 
+mod common;
+
 use std::rc::Rc;
 
 use plinth_host::aio::block_on;
 use plinth_image::format::{
-    Format, Image, MemoryOutput, OpenOptions, Options, Output, OutputFiles, Progress, open, open_node,
+    Format, Image, MemoryOutput, OpenOptions, OpenRequest, Options, Output, OutputFiles, Progress, open,
+    open_node,
 };
 use plinth_image::graph::{Cache, IoBuf, IoData, MemoryNode, Node, NodeRef};
 use plinth_image::job::{
     self, CompareOptions, Concat, Contents, ConvertRequest, CopyOptions, Difference, MapEntry, Measured,
 };
-use plinth_image::testing::Random;
+use plinth_image::testing::{Random, World};
 use plinth_image::{Error, ErrorKind};
 
 /// A file with random runs of data and of zeros, some of them stored.
@@ -304,4 +307,59 @@ fn zeros_are_written_to_what_is_noise() {
         let image = open_node(output.file("x").unwrap(), &read).await.unwrap().image;
         assert!(all(&*image).await == expected);
     });
+}
+
+#[test]
+fn an_image_without_a_base_reads_the_same_over_its_first_one() {
+    const SIZE: u64 = 1 << 20;
+    for options in ["", "cluster_size=4k", "extended_l2=on", "compat=0.10"] {
+        block_on(async {
+            let world = World::new(1);
+            let driver = Format::Qcow2.driver().unwrap();
+            let base = common::create_in(&world, driver, "base", SIZE, "", None).await.unwrap();
+            base.write(0, IoData::copy_of(&vec![9; SIZE as usize])).await.unwrap();
+            base.close().await.unwrap();
+            let image = common::create_in(&world, driver, "image", SIZE, options, None).await.unwrap();
+            image.write(300_000, IoData::copy_of(&[1; 100_000])).await.unwrap();
+            let before = all(&*image).await;
+            job::rebase_safe(&*image, Some(&*base), false, &Progress::default()).await.unwrap();
+            image.set_backing(Some(&common::link_to("base", &*base))).await.unwrap();
+            image.close().await.unwrap();
+            let image = common::open_in(&world, driver, "image", true).await.unwrap();
+            assert!(image.backing().is_some());
+            assert!(all(&*image).await == before, "{options}");
+        });
+    }
+}
+
+#[test]
+fn a_commit_leaves_alone_what_the_upper_image_does_not_have() {
+    const SIZE: u64 = 1 << 20;
+    for (below, above) in
+        [("", "cluster_size=4k"), ("", "extended_l2=on"), ("cluster_size=512", "cluster_size=512")]
+    {
+        block_on(async {
+            let world = World::new(1);
+            let driver = Format::Qcow2.driver().unwrap();
+            let base = common::create_in(&world, driver, "base", SIZE, below, None).await.unwrap();
+            base.write(0, IoData::copy_of(&vec![9; SIZE as usize])).await.unwrap();
+            base.close().await.unwrap();
+            let link = common::link_to("base", &*base);
+            let made = common::create_in(&world, driver, "image", SIZE, above, Some(link)).await.unwrap();
+            made.close().await.unwrap();
+            let image = common::open_in(&world, driver, "image", false).await.unwrap();
+            for at in [5000, 99_000, 300_000, SIZE - 512] {
+                image.write(at, IoData::copy_of(&[1; 512])).await.unwrap();
+            }
+            let before = all(&*image).await;
+            image.close().await.unwrap();
+            let options = OpenOptions { no_backing: true, read_only: true, ..OpenOptions::default() };
+            let file = world.file("image").unwrap();
+            let request = OpenRequest { file, links: Rc::new(world.clone()), options };
+            let alone = (driver.open)(request).await.unwrap();
+            let base = common::open_in(&world, driver, "base", false).await.unwrap();
+            job::commit(&*alone, &*base, &Progress::default()).await.unwrap();
+            assert!(all(&*base).await == before, "{above} over {below}");
+        });
+    }
 }

@@ -39,6 +39,21 @@ fn sizes_change() {
 }
 
 #[test]
+fn the_space_of_a_table_that_moved_is_not_lost() {
+    block_on(async {
+        let world = World::new(1);
+        let image = create_in(&world, &vhd::DRIVER, "image", M, "block_size=4k", None).await.unwrap();
+        image.write(0, IoData::copy_of(&[7; 40_000])).await.unwrap();
+        image.resize(9 * M).await.unwrap();
+        clean(&*image).await;
+        let all = image.read(0, IoBuf::new(40_000)).await.unwrap();
+        assert!(all.iter().all(|&b| b == 7));
+        image.close().await.unwrap();
+        clean(&*open_in(&world, &vhd::DRIVER, "image", true).await.unwrap()).await;
+    });
+}
+
+#[test]
 fn both_programs_write_one_image() {
     let theirs = ["", "subformat=fixed", "force_size=on", "force_size=on,subformat=fixed"];
     for (seed, theirs) in theirs.into_iter().enumerate() {

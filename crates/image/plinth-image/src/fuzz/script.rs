@@ -61,7 +61,8 @@ pub fn change(seed: &Seed, file: &MemoryNode, input: &mut Input<'_>) -> u8 {
             // A number, in both orders of its bytes.
             5 => {
                 let at = hot(input.short());
-                let value = (u64::from(input.byte()) << (len * 2)).wrapping_sub(u64::from(input.byte() & 3));
+                let value =
+                    (u64::from(input.byte()) << ((len * 2) & 63)).wrapping_sub(u64::from(input.byte() & 3));
                 let width = [2, 4, 8, 8][len & 3];
                 if len & 4 == 0 {
                     file.put(at, &value.to_le_bytes()[..width]);

@@ -20,7 +20,7 @@ pub async fn commit(top: &dyn Image, base: &dyn Image, progress: &Progress) -> R
     if base.size() < top.size() {
         base.resize(top.size()).await?;
     }
-    let options = CopyOptions { layers: Some(1), ..CopyOptions::default() };
+    let options = CopyOptions { layers: Some(1), exact: true, ..CopyOptions::default() };
     let report = copy(top, 0..top.size(), base, 0, &options, progress).await?;
     base.flush().await?;
     Ok(report)
@@ -78,6 +78,21 @@ pub async fn rebase_safe(
     }
     top.flush().await?;
     Ok(report)
+}
+
+/// Makes `top` itself have zeros. Where nothing is below it now, what it does not have reads as zeros, and it need
+/// not note any: they are written as data there.
+async fn keep_zeros(top: &dyn Image, offset: u64, len: u64) -> Result<(), Error> {
+    top.write_zeroes(offset, len, false).await?;
+    let (mut at, end) = (offset, offset + len);
+    while at < end {
+        let extent = top.status(at, end - at).await?;
+        if !extent.present || extent.depth > 0 {
+            write_zero_bytes(top, at, extent.len).await?;
+        }
+        at += extent.len.max(1);
+    }
+    Ok(())
 }
 
 /// Writes to `top` what it reads, where `new` reads something else.
@@ -142,25 +157,9 @@ impl Keeper<'_> {
         Ok(written)
     }
 
-    /// Zeros that are the image's own: where nothing is below now, no note of them may be needed, but later one is.
-    async fn write_zeros(&self, place: u64, len: u64) -> Result<(), Error> {
-        self.top.write_zeroes(place, len, false).await?;
-        let mut at = place;
-        let end = place + len;
-        while at < end {
-            let extent = self.top.status(at, end - at).await?;
-            let n = extent.len.clamp(1, end - at);
-            if !extent.present || extent.depth > 0 {
-                write_zero_bytes(self.top, at, n).await?;
-            }
-            at += n;
-        }
-        Ok(())
-    }
-
     async fn write(&self, mut at: u64, mut data: IoData) -> Result<(), Error> {
         if is_zero(&data) {
-            return self.write_zeros(at, data.len() as u64).await;
+            return keep_zeros(self.top, at, data.len() as u64).await;
         }
         if !self.compress {
             return self.top.write(at, data).await;
@@ -171,7 +170,7 @@ impl Keeper<'_> {
             data = data.slice(..n as usize);
             let whole = n == self.grain || (at.is_multiple_of(self.grain) && at + n == self.top.size());
             if is_zero(&data) {
-                self.write_zeros(at, n).await?;
+                keep_zeros(self.top, at, n).await?;
             } else if whole {
                 let packed = self.top.write_compressed(at, data);
                 packed.ok_or_else(|| unsupported(self.top.info(), self.top.format(), "compress in"))?.await?;

@@ -30,6 +30,9 @@ pub struct CopyOptions {
     pub compress: bool,
     /// Only what the uppermost layers have, so many of them; what they do not have is left alone in the target.
     pub layers: Option<u32>,
+    /// With `layers`: not a byte more than they have. For a source that is open without what is below it, where
+    /// everything else reads as zeros; a target that is open over what is below it keeps the rest.
+    pub exact: bool,
     /// Take zeros for what cannot be read.
     pub salvage: bool,
     /// Bytes of a second at most.
@@ -46,6 +49,7 @@ impl Default for CopyOptions {
             zero_run: 32 << 10,
             compress: false,
             layers: None,
+            exact: false,
             salvage: false,
             rate: None,
         }
@@ -102,8 +106,12 @@ pub async fn copy(
     progress: &Progress,
 ) -> Result<CopyReport, Error> {
     let cluster = target.describe().cluster_size.filter(|c| c.is_power_of_two()).unwrap_or(GRAIN);
-    // What is written of a cluster at once needs no second look at it.
-    let align = if options.compress { cluster } else { cluster.clamp(GRAIN, 64 << 10) };
+    let align = match options {
+        CopyOptions { compress: true, .. } => cluster,
+        CopyOptions { exact: true, .. } => SECTOR,
+        // What is written of a cluster at once needs no second look at it.
+        _ => cluster.clamp(GRAIN, 64 << 10),
+    };
     let copier = Copier {
         source,
         target,

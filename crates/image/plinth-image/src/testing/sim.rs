@@ -159,7 +159,9 @@ impl World {
         let number = state.names.len();
         state.names.push(name.to_owned());
         drop(state);
-        let node = Rc::new(SimNode { number, memory, world: self.clone() });
+        // Without the files, which would never be freed if they had each other.
+        let world = Self { files: Rc::default(), ..self.clone() };
+        let node = Rc::new(SimNode { number, memory, world });
         self.files.borrow_mut().insert(name.to_owned(), node.clone());
         node
     }

@@ -168,7 +168,7 @@ pub fn differencing(driver: &'static Driver, suffix: &str, options: &str, size: 
             let begin = world.now();
             let mut work = Workload::new(seed, 150);
             work.cluster = cluster;
-            work.run(&*child, &shadow, &|| world.now()).await.unwrap();
+            work.run(&*child, &shadow, &|| world.tick()).await.unwrap();
             shadow.verify(&*child, None).await.unwrap();
             child.close().await.unwrap();
             let (records, names) = (world.records(), world.names());

@@ -281,6 +281,7 @@ impl Core {
         let fixed = if new.version >= 3 { 112 } else { 72 };
         // The backing name's place is in these fields too, and stays where it is.
         let mut first = self.file.read(0, IoBuf::new(sector.max(fixed))).await?;
+        let old = IoData::copy_of(&first);
         let place: [u8; 12] = first[8..20].try_into().expect("twelve bytes");
         let length = new.length.min(fixed as u32) as usize;
         let own_length: [u8; 4] = first.get(100..104).and_then(|b| b.try_into().ok()).unwrap_or_default();
@@ -289,7 +290,13 @@ impl Core {
         if new.version >= 3 {
             first[100..104].copy_from_slice(&own_length);
         }
-        self.file.write(0, first.freeze()).await?;
+        if let Err(e) = self.file.write(0, first.freeze()).await {
+            // It may have been written all the same, and what it says is taken back by who asked for it.
+            if self.file.write(0, old).await.is_ok() {
+                let _ = self.file.flush().await;
+            }
+            return Err(e);
+        }
         *self.header.borrow_mut() = new;
         Ok(())
     }

@@ -41,6 +41,11 @@ impl Core {
             data.resize(size).await?;
         }
         if size > old {
+            // Other programs leave there what a larger disk once had.
+            let edge = old.next_multiple_of(self.cluster).min(size);
+            if old < edge && !self.is_known_zero(old, edge).await? {
+                self.write_locked(old, IoBuf::zeroed((edge - old) as usize).freeze()).await?;
+            }
             // What the image below has there was out of sight.
             let hidden = size.min(below);
             if hidden > old {

@@ -193,7 +193,14 @@ impl Vhd {
             self.write_header().await?;
             self.file.flush().await
         };
-        written.await.inspect_err(|_| *self.header.borrow_mut() = old)
+        if let Err(e) = written.await {
+            *self.header.borrow_mut() = old;
+            // It may have been written all the same, and then the old table would not be the one that counts.
+            self.write_header().await?;
+            self.file.flush().await?;
+            return Err(e);
+        }
+        Ok(())
     }
 }
 
@@ -339,6 +346,9 @@ impl Layout for Vhd {
             self.tables.clear();
             self.write_header().await?;
             self.file.flush().await?;
+        }
+        if entries != before {
+            // The space where the table was, or blocks are no more.
             self.tidy(u64::MAX).await?;
         }
         Ok(())

@@ -57,6 +57,9 @@ pub struct Vhdx {
     pub(super) read_only: Cell<bool>,
     /// Gaps between blocks that were there already.
     pub(super) gaps_at_open: Cell<usize>,
+    /// Bytes that the file has at least when changes of tables are logged: the end of what they refer to, which a
+    /// flush has made durable. What others are just adding makes the file longer, but is not.
+    durable: Cell<u64>,
 }
 
 impl Vhdx {
@@ -65,6 +68,7 @@ impl Vhdx {
             (header.log_at + u64::from(header.log_len)).max(regions.bat.end()).max(regions.metadata.end());
         Self {
             tables: TableCache::new(file.clone(), SECTOR, CACHE),
+            durable: Cell::new(file.size()),
             file,
             header: RefCell::new(header),
             heading: Mutex::new(()),
@@ -221,7 +225,8 @@ impl Vhdx {
             };
             let sectors: Vec<_> = some.iter().map(|b| (b.offset(), b.with(IoData::copy_of))).collect();
             let header = self.header.borrow().clone();
-            writer.write(&self.file, &header, &sectors, self.file.size()).await?;
+            let len = self.file.size();
+            writer.write(&self.file, &header, &sectors, self.durable.get().min(len), len).await?;
             self.file.flush().await?;
             if begins {
                 // Only now is there something in the log.
@@ -377,6 +382,13 @@ impl Layout for Vhdx {
                 self.bitmaps.borrow_mut().insert(chunk, at);
             }
         }
+        let size = self.block_size();
+        let ends = changes.places.values().filter_map(|place| match place {
+            Place::Full(at) | Place::Partial(at) => Some(at + size),
+            _ => None,
+        });
+        let bitmaps = self.bitmaps.borrow().values().map(|at| at + MIB).max();
+        self.durable.set(ends.chain(bitmaps).fold(self.durable.get().min(self.file.size()), u64::max));
         Ok(())
     }
 

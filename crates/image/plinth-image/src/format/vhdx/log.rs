@@ -202,12 +202,14 @@ impl Writer {
         Ok(Self { guid: Guid::random()?, at: 0, sequence: 1 })
     }
 
-    /// Writes an entry that counts alone: what was logged before must be durable in its place. Not flushed.
+    /// Writes an entry that counts alone: what was logged before must be durable in its place. `durable` are bytes
+    /// of the file that a crash leaves there, `file_len` those that it should have. Not flushed.
     pub async fn write(
         &mut self,
         file: &NodeRef,
         header: &Header,
         sectors: &[(u64, IoData)],
+        durable: u64,
         file_len: u64,
     ) -> Result<(), Error> {
         let len = (1 + sectors.len()) * SECTOR;
@@ -218,9 +220,8 @@ impl Writer {
         entry[16..24].copy_from_slice(&self.sequence.to_le_bytes());
         entry[24..28].copy_from_slice(&(sectors.len() as u32).to_le_bytes());
         entry[32..48].copy_from_slice(&self.guid.0);
-        let file_len = file_len / MIB * MIB;
-        entry[48..56].copy_from_slice(&file_len.to_le_bytes());
-        entry[56..64].copy_from_slice(&file_len.to_le_bytes());
+        entry[48..56].copy_from_slice(&(durable / MIB * MIB).to_le_bytes());
+        entry[56..64].copy_from_slice(&(file_len / MIB * MIB).to_le_bytes());
         for (n, (to, bytes)) in sectors.iter().enumerate() {
             let d = &mut entry[ENTRY + n * DESCRIPTOR..ENTRY + (n + 1) * DESCRIPTOR];
             d[..4].copy_from_slice(b"desc");

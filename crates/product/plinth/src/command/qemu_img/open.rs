@@ -489,7 +489,6 @@ mod tests {
                 let how = How { read_only: true, ..How::default() };
                 image(&name, None, opts, &how).await.map(|i| i.size())
             })
-            .unwrap()
         };
         assert_eq!(size(format!("driver=raw,offset=1k,size=2k,file.filename={raw}"), true).unwrap(), 2048);
         assert_eq!(size("json:{'driver': 'null-co', 'size': 1048576}".into(), false).unwrap(), 1 << 20);
