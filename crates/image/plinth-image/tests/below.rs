@@ -131,3 +131,34 @@ fn what_one_layer_has_is_copied_over_what_is_below() {
         });
     }
 }
+
+#[test]
+fn what_is_below_does_not_come_back_when_an_image_grows_again() {
+    for (driver, suffix, options) in FORMATS {
+        block_on(async {
+            let world = World::new(2);
+            let (below, mut expected) = parent(&world, driver, suffix).await;
+            let options = Options::parse(options).unwrap();
+            let request = CreateRequest {
+                output: &output(&world, "child"),
+                size: SIZE,
+                options: &options,
+                backing: Some(below),
+                secret: None,
+            };
+            let made = (driver.create.unwrap())(request).await.unwrap();
+            made.close().await.unwrap();
+            let child = common::open_in(&world, driver, "child", false).await.unwrap();
+            child.write(2 << 20, IoData::copy_of(&[5; 3 << 20])).await.unwrap();
+            expected[2 << 20..5 << 20].fill(5);
+            let small = (4 << 20) + 512 * 37;
+            child.resize(small).await.unwrap();
+            child.resize(SIZE).await.unwrap();
+            expected[small as usize..].fill(0);
+            same(&*child, &expected, &format!("{suffix}, grown")).await;
+            child.close().await.unwrap();
+            let child = common::open_in(&world, driver, "child", true).await.unwrap();
+            same(&*child, &expected, &format!("{suffix}, opened again")).await;
+        });
+    }
+}

@@ -30,6 +30,12 @@ impl Backing {
     }
 }
 
+/// Bytes behind `old` that an image which grows to `new` must cover with zeros, because what is below has something
+/// there. `None` if there are none.
+pub fn hidden_below(below: Option<&NodeRef>, old: u64, new: u64) -> Option<u64> {
+    below?.size().min(new).checked_sub(old).filter(|&len| len > 0)
+}
+
 /// An image below that nobody has opened: it has contents, but they cannot be had.
 struct Unopened {
     info: NodeInfo,

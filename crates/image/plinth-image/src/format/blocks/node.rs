@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::{BackingLink, BlockImage, CheckReport, Description, Format, Image, Layout, Progress, Repair};
+use crate::format::below::hidden_below;
 use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef};
 use crate::{Error, ErrorKind, SECTOR};
 
@@ -46,7 +47,7 @@ impl<L: Layout> Node for BlockImage<L> {
                 let doing = format!("cannot resize '{}' to {size} bytes", self.info.name);
                 return Err(Error::new(ErrorKind::Invalid, doing, "a size is a multiple of 512 bytes"));
             }
-            let _alone = self.gate.write().await;
+            let alone = self.gate.write().await;
             self.layout.begin().await?;
             self.commit().await?;
             let old = self.size.get();
@@ -58,7 +59,11 @@ impl<L: Layout> Node for BlockImage<L> {
                 self.layout.resize(old, size).await?;
                 self.size.set(size);
             }
-            Ok(())
+            drop(alone);
+            match hidden_below(self.backing.as_ref(), old, size) {
+                Some(len) => self.write_zeroes(old, len, true).await,
+                None => Ok(()),
+            }
         })
     }
 

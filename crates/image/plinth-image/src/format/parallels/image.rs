@@ -728,7 +728,9 @@ impl Image for ParallelsImage {
             }
             // An extension's clusters are not in the BAT.
             let tail = self.file.size().saturating_sub(report.image_end);
-            if tail > 0 && header.extension == 0 {
+            // What was given back while the image is open is used again, or goes when it is closed.
+            let in_hand = self.marked.get() && repair == Repair::No;
+            if tail > 0 && header.extension == 0 && !in_hand {
                 report.leaks += tail.div_ceil(header.cluster);
                 report.say(format!("{tail} bytes at the file's end are not in use"));
                 if repair != Repair::No {

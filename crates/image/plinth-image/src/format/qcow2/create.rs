@@ -386,8 +386,8 @@ impl Core {
             fill(data, from, whole - from).await?;
         }
         let within = from % self.cluster;
-        if within != 0 && self.data.is_none() {
-            // The rest of a cluster that is there: its space may not be.
+        if within != 0 && self.data.is_none() && self.crypt.is_none() {
+            // The rest of a cluster that is there: its space may not be. (What is encrypted was written whole.)
             let entry = self.entries(at, 1).await?[0];
             if let Some(host) = self.host(entry).filter(|_| entry.word & COPIED != 0) {
                 fill(&self.file, host + within, (self.cluster - within).min(to - from)).await?;

@@ -10,8 +10,9 @@ use super::sparse::{MAX_DIRECTORY, SparseExtent};
 use super::{Data, VmdkImage};
 use crate::format::Format;
 use crate::format::Repair;
+use crate::format::below::hidden_below;
 use crate::format::image::unsupported;
-use crate::graph::IoBuf;
+use crate::graph::{IoBuf, Node};
 use crate::{Error, ErrorKind, SECTOR};
 
 /// Bytes of one piece of a disk that is split into pieces.
@@ -31,7 +32,8 @@ impl VmdkImage {
         if size == 0 || !size.is_multiple_of(SECTOR) {
             return refuse(ErrorKind::Invalid, "the size must be a multiple of 512 bytes, and not 0");
         }
-        if size == self.size.get() {
+        let old = self.size.get();
+        if size == old {
             return Ok(());
         }
         if size <= piece.start {
@@ -68,7 +70,10 @@ impl VmdkImage {
             }
             place.write(text).await?;
         }
-        Ok(())
+        match hidden_below(self.backing.as_ref(), old, size) {
+            Some(len) => self.write_zeroes(old, len, true).await,
+            None => Ok(()),
+        }
     }
 }
 

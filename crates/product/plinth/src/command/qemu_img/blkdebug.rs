@@ -55,9 +55,12 @@ pub fn described(text: &str) -> Result<Tree, String> {
     Ok(Tree::new(map))
 }
 
-/// The sections of a configuration: their name, and their options.
-fn sections(text: &str) -> Result<Vec<(String, BTreeMap<String, String>)>, String> {
-    let mut all: Vec<(String, BTreeMap<String, String>)> = Vec::new();
+/// The name of a section, and its options.
+type Section = (String, BTreeMap<String, String>);
+
+/// The sections of a configuration.
+fn sections(text: &str) -> Result<Vec<Section>, String> {
+    let mut all: Vec<Section> = Vec::new();
     for line in text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
         if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
             all.push((name.to_owned(), BTreeMap::new()));
