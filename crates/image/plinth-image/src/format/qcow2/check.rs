@@ -1,6 +1,6 @@
 //! Checking and mending: the references that tables make are counted and compared with the counts in the file.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -376,8 +376,16 @@ impl Check<'_> {
         let mut repairs = Vec::new();
         let cluster = core.cluster;
         let mut seen = HashSet::new();
-        let last = (self.counter.end.min(limit).div_ceil(per)).max(table.len() as u64);
-        let wanted: Vec<_> = (start / per..last.min(limit.div_ceil(per)))
+        // The blocks of the table, and those behind it that something refers to: a damaged table may refer to places
+        // far beyond the file's end.
+        let known = table.len() as u64;
+        let behind = self.counter.chunks.range(known * per / CHUNK..);
+        let behind: BTreeSet<_> =
+            behind.flat_map(|(c, _)| c * CHUNK / per..=((c + 1) * CHUNK - 1) / per).collect();
+        let ends = start / per..limit.div_ceil(per);
+        let wanted: Vec<_> = (0..known)
+            .chain(behind.range(known..).copied())
+            .filter(|n| ends.contains(n))
             .filter_map(|n| {
                 let offset = table.get(n as usize).map_or(0, |e| e & !0x1ff);
                 let valid = offset != 0 && offset.is_multiple_of(cluster) && offset < self.file_end;
