@@ -305,8 +305,6 @@ impl Core {
         }
         new.iter_mut().for_each(|e| *e &= !COPIED);
         new.resize(new.len().max(need as usize), 0);
-        // Machine state is read from the snapshot.
-        new[need as usize..].fill(0);
         self.begin_change(0, self.size.get()).await?;
         self.in_doubt(async {
             self.adjust(&new, true).await?;

@@ -11,7 +11,7 @@ use super::convert::with_progress;
 use super::create::{beside, link};
 use super::getopt::parse;
 use super::names::{cache, format, number, qemu_name};
-use super::open::{How, how, image, path, trust};
+use super::open::{How, described_below, how, image, path, trust};
 use super::{Exit, Result, block_on, reason, say};
 
 fn failed(e: plinth_image::Error) -> Exit {
@@ -53,9 +53,13 @@ pub fn commit(args: Vec<String>) -> Result {
                 });
                 chain.push(top);
                 let below_format = below.format.map(qemu_name);
+                let layer = chain.len();
+                let open = async |how: &How| match described_below(name, opts, layer, how).await? {
+                    Some(image) => Ok(image),
+                    None => image(&shown, below_format, false, how).await,
+                };
                 if wanted {
-                    let base_how = How { read_only: false, ..below_how.clone() };
-                    let base = image(&shown, below_format, false, &base_how).await?;
+                    let base = open(&How { read_only: false, ..below_how.clone() }).await?;
                     while let Some(layer) = chain.pop() {
                         let written = job::commit(&*layer, &*base, progress).await;
                         written.map_err(|e| Exit::failed(format!("Block job failed: {}", reason(&e))))?;
@@ -63,7 +67,7 @@ pub fn commit(args: Vec<String>) -> Result {
                     base.close().await.map_err(failed)?;
                     return if drop { Ok(()) } else { empty(&*first, name).await };
                 }
-                top = image(&shown, below_format, false, &below_how).await?;
+                top = open(&below_how).await?;
                 file = real;
             }
         })

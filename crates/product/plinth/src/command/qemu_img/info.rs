@@ -171,7 +171,7 @@ pub fn run(args: Vec<String>) -> Result {
     let json = json_wanted(parsed.value("output"))?;
     let chain = parsed.has("backing-chain");
     // Whoever looks needs no exclusive use, and no keys.
-    let how = How { no_backing: true, ..how(&parsed, true)? };
+    let how = How { no_backing: true, no_keys: true, ..how(&parsed, true)? };
     let all = block_on(async {
         let mut all = Vec::new();
         let mut seen = Vec::new();

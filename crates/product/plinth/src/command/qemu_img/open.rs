@@ -37,6 +37,8 @@ pub struct How {
     pub allowed: Vec<PathBuf>,
     /// Passphrases by the ID of their object.
     pub secrets: Secrets,
+    /// Contents are not looked at: passphrases may be missing.
+    pub no_keys: bool,
 }
 
 /// Why something cannot be opened, in words for the user.
@@ -132,6 +134,23 @@ pub async fn image(name: &str, format: Option<&str>, image_opts: bool, how: &How
     let image = opened.await.map_err(refused)?;
     opening.faults.into_inner().iter().for_each(|armed| armed.set(true));
     Ok(image)
+}
+
+/// Opens what a name describes as the image so many layers below its own; `None` if it describes none there.
+pub async fn described_below(
+    name: &str,
+    image_opts: bool,
+    depth: usize,
+    how: &How,
+) -> Result<Option<Rc<dyn Image>>> {
+    let refused = |why: String| Exit::failed(format!("Could not open what is below '{name}': {why}"));
+    let Named::Described(mut tree) = understand(name, image_opts).map_err(refused)? else { return Ok(None) };
+    for _ in 0..depth {
+        let Some(below) = tree.below.remove("backing") else { return Ok(None) };
+        tree = below;
+    }
+    let opening = Opening { how, faults: RefCell::default() };
+    opening.image(tree, None, how.read_only).await.map(Some).map_err(refused)
 }
 
 /// What is below an image.
@@ -295,6 +314,7 @@ impl Opening<'_> {
         general: General,
     ) -> Why<Rc<dyn Image>> {
         let secret = tree.options.remove("key-secret").or(tree.options.remove("encrypt.key-secret"));
+        let secret = secret.filter(|id| !self.how.no_keys || self.how.secrets.contains_key(id));
         let secret = secret.map(|id| passphrase(&self.how.secrets, &id)).transpose()?;
         let mut options = self.options(format, read_only, secret);
         options.share |= general.share;
