@@ -119,13 +119,20 @@ fn a_data_file_may_have_a_whole_path() {
     assert!(does(dir, &["info", "--image-opts", &named]).contains("virtual size: 1 MiB"));
 }
 
+/// An image that has itself only what differs from `base`.
+fn over(dir: &Path, name: &str, bytes: &[u8], base: &str) {
+    image(dir, "whole", bytes, &[]);
+    does(dir, &["create", "-q", "-f", "qcow2", "-b", "whole", "-F", "qcow2", name]);
+    does(dir, &["rebase", "-b", base, "-F", "qcow2", name]);
+}
+
 #[test]
 fn a_map_names_the_files_of_all_layers() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     image(dir, "base", &clusters(&[1, 1, 1]), &[]);
-    image(dir, "middle", &clusters(&[1, 2, 2]), &["-B", "base", "-F", "qcow2"]);
-    image(dir, "top", &clusters(&[1, 2, 3]), &["-B", "middle", "-F", "qcow2"]);
+    over(dir, "middle", &clusters(&[1, 2, 2]), "base");
+    over(dir, "top", &clusters(&[1, 2, 3]), "middle");
     let map = does(dir, &["map", "top"]);
     let names: Vec<_> = map.lines().skip(1).filter_map(|l| l.split_whitespace().last()).collect();
     assert_eq!(names, ["base", "middle", "top"]);
@@ -137,7 +144,7 @@ fn images_are_described_by_options_and_json() {
     let dir = dir.path();
     image(dir, "base", &clusters(&[5]), &[]);
     image(dir, "other", &clusters(&[6]), &[]);
-    image(dir, "top", &clusters(&[5]), &["-B", "base", "-F", "qcow2"]);
+    over(dir, "top", &clusters(&[5]), "base");
     let json = "json:{'driver':'qcow2','file':{'driver':'file','filename':'top'},\
                 'backing':{'driver':'qcow2','file.filename':'other'}}";
     assert!(contents(dir, json) == clusters(&[6]));
@@ -149,9 +156,9 @@ fn images_are_described_by_options_and_json() {
     fs::write(dir.join("conf"), "[inject-error]\nevent = \"read_aio\"\nerrno = \"5\"\n").unwrap();
     fails(
         dir,
-        &["compare", "blkdebug:conf:top", "other"],
+        &["compare", "blkdebug:conf:base", "other"],
         4,
-        "Error while reading offset 0 of blkdebug:conf:top",
+        "Error while reading offset 0 of blkdebug:conf:base",
     );
 }
 

@@ -101,7 +101,8 @@ impl Walk<'_> {
         let extent = if at >= node.size() {
             Extent::hole(self.end - at)
         } else {
-            node.status(at, node.size().min(self.end) - at).await?
+            let found = node.status(at, node.size().min(self.end) - at).await;
+            found.map_err(|e| unreadable(at, node, e))?
         };
         let to = at + extent.len.max(1);
         known = self.known.take();
@@ -157,14 +158,16 @@ impl Walk<'_> {
     }
 }
 
+/// In QEMU's words, which scripts look for.
+fn unreadable(at: u64, node: &dyn Node, e: Error) -> Error {
+    Error { context: format!("Error while reading offset {at} of {}", node.info().name), ..e }
+}
+
 async fn bytes(node: &dyn Node, pair: &Pair, kind: Kind) -> Result<Option<IoBuf>, Error> {
     match kind {
         Kind::Data => {
-            let failed = |e| Error {
-                context: format!("Error while reading offset {} of {}", pair.at, node.info().name),
-                ..e
-            };
-            node.read(pair.at, IoBuf::new(pair.len as usize)).await.map(Some).map_err(failed)
+            let read = node.read(pair.at, IoBuf::new(pair.len as usize)).await;
+            read.map(Some).map_err(|e| unreadable(pair.at, node, e))
         }
         _ => Ok(None),
     }
