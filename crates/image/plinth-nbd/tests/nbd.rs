@@ -44,9 +44,16 @@ fn disk() -> Rc<MemoryNode> {
     Rc::new(node)
 }
 
+/// A program of the system, with the system's Python, whose modules come from packages as well.
+fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env("PATH", format!("/usr/bin:/bin:{}", std::env::var("PATH").unwrap_or_default()));
+    command
+}
+
 fn installed(program: &str) -> bool {
-    let found =
-        Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    let asked = command(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let found = asked.is_ok_and(|s| s.success());
     if !found {
         eprintln!("{program} is not installed: what compares with it is skipped");
     }
@@ -55,7 +62,7 @@ fn installed(program: &str) -> bool {
 
 /// Runs a program while the server goes on.
 async fn run(program: &str, args: &[&str]) -> String {
-    let mut command = Command::new(program);
+    let mut command = command(program);
     command.args(args);
     let out = aio::blocking(move || command.output().unwrap()).await;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
