@@ -114,15 +114,7 @@ async fn snapshots_and_cuts(
     image.flush().await.unwrap();
     let begin = world.now();
     let shadow = Shadow::default();
-    let template = Snapshot {
-        id: String::new(),
-        name: "s".to_owned(),
-        vm_state_size: 0,
-        date: (0, 0),
-        vm_clock: 0,
-        icount: None,
-        disk_size: 0,
-    };
+    let template = Snapshot { name: "s".to_owned(), ..Snapshot::default() };
     let snapshots = image.snapshots().unwrap();
     for part in 0..6 {
         let work = Workload { cluster, ..Workload::new(seed * 100 + part, 30) };
@@ -189,15 +181,7 @@ fn failures_around_snapshots_harm_nothing() {
                 work.run(&*image, &shadow, &|| world.tick()).await.unwrap();
                 image.flush().await.unwrap();
                 world.fail_after(Some(n));
-                let template = Snapshot {
-                    id: String::new(),
-                    name: "s".to_owned(),
-                    vm_state_size: 0,
-                    date: (0, 0),
-                    vm_clock: 0,
-                    icount: None,
-                    disk_size: 0,
-                };
+                let template = Snapshot { name: "s".to_owned(), ..Snapshot::default() };
                 let snapshots = image.snapshots().unwrap();
                 let made = snapshots.create(&template).await.is_ok();
                 work.run(&*image, &shadow, &|| world.tick()).await.unwrap();

@@ -1,5 +1,7 @@
 //! Encrypted qcow2 images, beside QEMU's own tools where they are installed.
 
+mod common;
+
 use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
@@ -37,11 +39,7 @@ fn quick(options: &str) -> String {
 }
 
 fn has_qemu() -> bool {
-    let there = ["qemu-img", "qemu-io"].iter().all(|p| Command::new(p).arg("--version").output().is_ok());
-    if !there {
-        eprintln!("qemu-img or qemu-io is not here: nothing is compared");
-    }
-    there
+    ["qemu-img", "qemu-io"].into_iter().all(common::has)
 }
 
 /// Runs a program of QEMU's; `$` stands for the image with its passphrase.
@@ -269,13 +267,10 @@ fn snapshots_resizing_and_images_below_are_encrypted_too() {
             let image = reopen(&path).await;
             let s = image.snapshots().unwrap();
             let template = Snapshot {
-                id: String::new(),
                 name: "one".to_owned(),
-                vm_state_size: 0,
                 date: (1_700_000_000, 5),
                 vm_clock: 9,
-                icount: None,
-                disk_size: 0,
+                ..Snapshot::default()
             };
             s.create(&template).await.unwrap();
             let two = work(&*image, &mut random, one.clone(), 30).await;

@@ -34,15 +34,7 @@ async fn open(bytes: &[u8]) -> (Rc<dyn Image>, Rc<MemoryNode>) {
 }
 
 fn template() -> Snapshot {
-    Snapshot {
-        id: String::new(),
-        name: "s".to_owned(),
-        vm_state_size: 0,
-        date: (0, 0),
-        vm_clock: 0,
-        icount: None,
-        disk_size: 0,
-    }
+    Snapshot { name: "s".to_owned(), ..Snapshot::default() }
 }
 
 /// What QEMU's checker says; `None` if it is not here.

@@ -1,5 +1,7 @@
 //! qcow2 beside QEMU's own tools, both ways. Without `qemu-img` and `qemu-io` these tests say so and do nothing.
 
+mod common;
+
 use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
@@ -32,11 +34,7 @@ const VARIANTS: [&str; 12] = [
 ];
 
 fn has_qemu() -> bool {
-    let there = ["qemu-img", "qemu-io"].iter().all(|p| Command::new(p).arg("--version").output().is_ok());
-    if !there {
-        eprintln!("qemu-img or qemu-io is not here: nothing is compared");
-    }
-    there
+    ["qemu-img", "qemu-io"].into_iter().all(common::has)
 }
 
 fn run(dir: &Path, program: &str, args: &[&str]) -> String {
@@ -260,13 +258,10 @@ fn snapshots_on_both_sides() {
             let mut random = Random::new(7);
             let image = make(&path, SIZE, options, None).await;
             let take = |name: &str| Snapshot {
-                id: String::new(),
                 name: name.to_owned(),
-                vm_state_size: 0,
                 date: (1_700_000_000, 5),
                 vm_clock: 9,
-                icount: None,
-                disk_size: 0,
+                ..Snapshot::default()
             };
             let s = image.snapshots().unwrap();
             let one = work(&*image, &mut random, vec![0; SIZE as usize], 40).await;

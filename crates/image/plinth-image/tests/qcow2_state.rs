@@ -19,13 +19,11 @@ const SECRET: &[u8] = b"a good passphrase";
 
 fn take(name: &str, vm_state_size: u64) -> Snapshot {
     Snapshot {
-        id: String::new(),
         name: name.to_owned(),
         vm_state_size,
         date: (1_700_000_000, 5),
         vm_clock: 9,
-        icount: None,
-        disk_size: 0,
+        ..Snapshot::default()
     }
 }
 

@@ -276,13 +276,10 @@ impl Side {
             }
             Step::Take(name) => {
                 let template = Snapshot {
-                    id: String::new(),
                     name: name.clone(),
-                    vm_state_size: 0,
                     date: (1_700_000_000, 5),
                     vm_clock: 9,
-                    icount: None,
-                    disk_size: 0,
+                    ..Snapshot::default()
                 };
                 snapshots().create(&template).await.map_err(failed)?;
             }

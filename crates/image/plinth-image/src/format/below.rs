@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::BackingLink;
-use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef};
+use crate::graph::{Extent, Io, IoBuf, NodeInfo, NodeRef, ReadNode};
 use crate::{Error, ErrorKind};
 
 /// The image below a new one.
@@ -46,15 +46,9 @@ impl Unopened {
         let info = NodeInfo { name: link.name.clone(), read_only: true, block: 512 };
         Self { info }
     }
-
-    fn refuse<T>(&self) -> Io<'_, T> {
-        let doing = format!("cannot read '{}', the image below a new one", self.info.name);
-        let why = "it was not open when the new image was made: open the new image again";
-        Box::pin(async move { Err(Error::new(ErrorKind::Unsupported, doing, why)) })
-    }
 }
 
-impl Node for Unopened {
+impl ReadNode for Unopened {
     fn info(&self) -> &NodeInfo {
         &self.info
     }
@@ -64,34 +58,12 @@ impl Node for Unopened {
     }
 
     fn read(&self, _offset: u64, _buf: IoBuf) -> Io<'_, IoBuf> {
-        self.refuse()
-    }
-
-    fn write(&self, _offset: u64, _data: IoData) -> Io<'_, ()> {
-        self.refuse()
-    }
-
-    fn write_zeroes(&self, _offset: u64, _len: u64, _unmap: bool) -> Io<'_, ()> {
-        self.refuse()
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> Io<'_, ()> {
-        self.refuse()
-    }
-
-    fn flush(&self) -> Io<'_, ()> {
-        Box::pin(async { Ok(()) })
+        let doing = format!("cannot read '{}', the image below a new one", self.info.name);
+        let why = "it was not open when the new image was made: open the new image again";
+        Box::pin(async move { Err(Error::new(ErrorKind::Unsupported, doing, why)) })
     }
 
     fn status(&self, _offset: u64, len: u64) -> Io<'_, Extent> {
         Box::pin(async move { Ok(Extent::stored(len, None)) })
-    }
-
-    fn resize(&self, _size: u64) -> Io<'_, ()> {
-        self.refuse()
-    }
-
-    fn close(&self) -> Io<'_, ()> {
-        Box::pin(async { Ok(()) })
     }
 }

@@ -111,7 +111,7 @@ impl Progress {
 }
 
 /// A snapshot inside of an image.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Unique within the image.
     pub id: String,

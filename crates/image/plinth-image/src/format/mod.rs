@@ -69,6 +69,21 @@ pub enum Format {
 }
 
 impl Format {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Raw,
+        Self::Qcow2,
+        Self::Vmdk,
+        Self::Vdi,
+        Self::Vhd,
+        Self::Vhdx,
+        Self::Parallels,
+        Self::Qed,
+        Self::Cloop,
+        Self::Dmg,
+        Self::Luks,
+    ];
+
     /// Its usual name, which [`FromStr`] takes too.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -105,24 +120,11 @@ impl FromStr for Format {
 
     /// Takes QEMU's names too.
     fn from_str(name: &str) -> Result<Self, Error> {
-        const ALL: [Format; 11] = [
-            Format::Raw,
-            Format::Qcow2,
-            Format::Vmdk,
-            Format::Vdi,
-            Format::Vhd,
-            Format::Vhdx,
-            Format::Parallels,
-            Format::Qed,
-            Format::Cloop,
-            Format::Dmg,
-            Format::Luks,
-        ];
         if name == "vpc" {
             return Ok(Format::Vhd);
         }
-        ALL.into_iter().find(|f| f.name() == name).ok_or_else(|| {
-            let known: Vec<_> = ALL.iter().map(|f| f.name()).collect();
+        Self::ALL.into_iter().find(|f| f.name() == name).ok_or_else(|| {
+            let known: Vec<_> = Self::ALL.iter().map(|f| f.name()).collect();
             let why = format!("there is {}", known.join(", "));
             Error::new(ErrorKind::Invalid, format!("there is no format '{name}'"), why)
         })

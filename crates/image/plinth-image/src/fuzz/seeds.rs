@@ -326,15 +326,7 @@ async fn fill(image: &dyn Image, plan: Plan) -> Result<(), Error> {
     if plan.more
         && let Some(snapshots) = image.snapshots()
     {
-        let template = Snapshot {
-            id: String::new(),
-            name: "s".to_owned(),
-            vm_state_size: 0,
-            date: (1, 2),
-            vm_clock: 3,
-            icount: None,
-            disk_size: 0,
-        };
+        let template = Snapshot { name: "s".to_owned(), date: (1, 2), vm_clock: 3, ..Snapshot::default() };
         snapshots.create(&template).await?;
         if let Some(bitmaps) = image.bitmaps().filter(|_| !plan.options.contains("compat")) {
             bitmaps.add("b", Some(4096), true).await?;

@@ -250,15 +250,8 @@ impl Work {
         let is_there = snapshots.list().iter().any(|s| s.name == name);
         match how >> 2 & 3 {
             0 if !is_there || self.model.is_none() => {
-                let template = Snapshot {
-                    id: String::new(),
-                    name: name.to_owned(),
-                    vm_state_size: 0,
-                    date: (1, 2),
-                    vm_clock: 3,
-                    icount: None,
-                    disk_size: 0,
-                };
+                let template =
+                    Snapshot { name: name.to_owned(), date: (1, 2), vm_clock: 3, ..Snapshot::default() };
                 let result = snapshots.create(&template).await.map(drop);
                 if self.judge("take a snapshot", result)
                     && let Some(model) = &mut self.model

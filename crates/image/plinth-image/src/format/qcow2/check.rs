@@ -642,12 +642,13 @@ impl Core {
         }
         let per = (8 << self.bits) >> order;
         let first = counter.end.max(self.file.size().div_ceil(self.cluster));
-        let mut used: Vec<u64> = Vec::new();
+        // Blocks for what is used, and for the new structures themselves.
+        let mut blocks = BTreeSet::new();
         for (&number, chunk) in &counter.chunks {
             for (i, &n) in chunk.iter().enumerate() {
                 let block = (number * CHUNK + i as u64) / per;
-                if n != 0 && used.last() != Some(&block) {
-                    used.push(block);
+                if n != 0 {
+                    blocks.insert(block);
                 }
                 if n != 0 && counter.get(number * CHUNK + i as u64) > refcount::max(order) {
                     return refused(
@@ -657,24 +658,23 @@ impl Core {
                 }
             }
         }
-        // Blocks for what is used, and for the new structures themselves.
-        let (mut table, mut blocks) = (1, used.clone());
+        let mut table = 1;
         loop {
             let end = first + table + blocks.len() as u64;
             let own = first / per..=(end - 1) / per;
             let missing: Vec<_> = own.filter(|b| !blocks.contains(b)).collect();
-            let entries = blocks.iter().chain(&missing).max().map_or(1, |b| b + 1);
+            let last = blocks.last().max(missing.last());
+            let entries = last.map_or(1, |b| b + 1);
             let need = (entries * 8).div_ceil(self.cluster);
             if missing.is_empty() && need <= table {
                 break;
             }
+            if need > header::MAX_REFTABLE >> self.bits {
+                return refused(ErrorKind::Limit, "its refcount table would be too large");
+            }
             blocks.extend(missing);
             table = table.max(need);
         }
-        if table << self.bits > header::MAX_REFTABLE {
-            return refused(ErrorKind::Limit, "its refcount table would be too large");
-        }
-        blocks.sort_unstable();
         let end = first + table + blocks.len() as u64;
         for cluster in first..end {
             counter.add(cluster, 1);

@@ -4,6 +4,7 @@ use super::Core;
 use super::alloc::Freed;
 use super::header;
 use super::map::{Entry, OFFSET};
+use crate::format::below::hidden_below;
 use crate::graph::{IoBuf, IoData};
 use crate::{Error, ErrorKind, SECTOR};
 
@@ -33,7 +34,7 @@ impl Core {
             self.shrink(old, size).await?;
         }
         self.reach(size).await?;
-        let below = self.backing.borrow().as_ref().map_or(0, |b| b.size());
+        let hidden = hidden_below(self.backing.borrow().as_ref(), old, size);
         let raw = self.header.borrow().autoclear & header::DATA_FILE_RAW != 0;
         if let Some(data) = &self.data
             && (raw || data.size() < size)
@@ -47,9 +48,8 @@ impl Core {
                 self.write_locked(old, IoBuf::zeroed((edge - old) as usize).freeze()).await?;
             }
             // What the image below has there was out of sight.
-            let hidden = size.min(below);
-            if hidden > old {
-                self.zero_new(old, hidden).await?;
+            if let Some(len) = hidden {
+                self.zero_new(old, old + len).await?;
             }
             if raw {
                 self.preallocate(old, size, "metadata").await?;

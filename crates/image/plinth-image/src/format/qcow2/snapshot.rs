@@ -8,7 +8,7 @@ use super::map::{COMPRESSED, COPIED, View};
 use super::{Core, Qcow2};
 use crate::format::{Progress, Repair, Snapshot, Snapshots};
 use crate::graph::{
-    Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_range, check_write, read_table,
+    Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, ReadNode, check_range, check_write, read_table,
 };
 use crate::{Error, ErrorKind, SECTOR};
 
@@ -424,19 +424,7 @@ pub struct SnapshotView {
     size: u64,
 }
 
-impl SnapshotView {
-    fn refuse<T>(&self) -> Io<'_, T> {
-        Box::pin(async {
-            Err(Error::new(
-                ErrorKind::ReadOnly,
-                format!("cannot change '{}'", self.info.name),
-                "a snapshot stays as it is",
-            ))
-        })
-    }
-}
-
-impl Node for SnapshotView {
+impl ReadNode for SnapshotView {
     fn info(&self) -> &NodeInfo {
         &self.info
     }
@@ -452,34 +440,10 @@ impl Node for SnapshotView {
         })
     }
 
-    fn write(&self, _offset: u64, _data: IoData) -> Io<'_, ()> {
-        self.refuse()
-    }
-
-    fn write_zeroes(&self, _offset: u64, _len: u64, _unmap: bool) -> Io<'_, ()> {
-        self.refuse()
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> Io<'_, ()> {
-        self.refuse()
-    }
-
-    fn flush(&self) -> Io<'_, ()> {
-        Box::pin(async { Ok(()) })
-    }
-
     fn status(&self, offset: u64, len: u64) -> Io<'_, Extent> {
         Box::pin(async move {
             check_range(self, "look at", offset, len)?;
             self.core.status_view(View::Table(&self.table), offset, len).await
         })
-    }
-
-    fn resize(&self, _size: u64) -> Io<'_, ()> {
-        self.refuse()
-    }
-
-    fn close(&self) -> Io<'_, ()> {
-        Box::pin(async { Ok(()) })
     }
 }

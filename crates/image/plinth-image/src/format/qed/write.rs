@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::{
     BACKING_IS_RAW, BLOCK, HAS_BACKING, HEADER, MAX_NAME, MAX_TABLE, NEED_CHECK, Place, QedImage, open_image,
 };
+use crate::format::below::hidden_below;
 use crate::format::table::Block;
 use crate::format::{
     BackingLink, CheckReport, CreateRequest, Format, Image, Links, NoLinks, OpenOptions, OpenRequest,
@@ -230,9 +231,8 @@ impl QedImage {
             return Err(Error::new(ErrorKind::Invalid, doing(), "its tables cannot hold so much"));
         }
         let _alone = self.locks.lock(old..u64::MAX, true).await;
-        let backing = self.backing.borrow().as_ref().map_or(0, |b| b.size());
         // What is below must not come to light: its notes are there before the size is.
-        let last = size.min(backing.max(old));
+        let last = old + hidden_below(self.backing.borrow().as_ref(), old, size).unwrap_or(0);
         let mut at = old;
         while at < last {
             let within = at % self.cluster;

@@ -2,7 +2,7 @@
 
 use super::header::SECTOR;
 use super::log::Replay;
-use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_write};
+use crate::graph::{Extent, Io, IoBuf, NodeInfo, NodeRef, ReadNode};
 
 /// Sectors of the log over the file.
 pub struct Replayed {
@@ -15,10 +15,6 @@ impl Replayed {
     pub fn new(file: NodeRef, replay: Replay) -> Self {
         Self { info: NodeInfo { read_only: true, ..file.info().clone() }, file, replay }
     }
-
-    fn refuse(&self) -> Io<'_, ()> {
-        Box::pin(async { check_write(self, 0, 0) })
-    }
 }
 
 /// What of `[at, at + len)` is in `[offset, offset + buf)`, as a range of the buffer and one of the piece.
@@ -28,7 +24,7 @@ fn common(at: u64, len: u64, offset: u64, buf: usize) -> Option<(std::ops::Range
     (from < to).then(|| ((from - offset) as usize..(to - offset) as usize, (from - at) as usize))
 }
 
-impl Node for Replayed {
+impl ReadNode for Replayed {
     fn info(&self) -> &NodeInfo {
         &self.info
     }
@@ -57,31 +53,11 @@ impl Node for Replayed {
         })
     }
 
-    fn write(&self, _offset: u64, _data: IoData) -> Io<'_, ()> {
-        self.refuse()
-    }
-
-    fn write_zeroes(&self, _offset: u64, _len: u64, _unmap: bool) -> Io<'_, ()> {
-        self.refuse()
-    }
-
-    fn discard(&self, _offset: u64, _len: u64) -> Io<'_, ()> {
-        self.refuse()
-    }
-
-    fn flush(&self) -> Io<'_, ()> {
-        Box::pin(async { Ok(()) })
-    }
-
     fn status(&self, offset: u64, len: u64) -> Io<'_, Extent> {
         // The log has metadata alone; where it goes over data, nothing is claimed.
         Box::pin(
             async move { Ok(Extent { zero: false, data: true, ..self.file.status(offset, len).await? }) },
         )
-    }
-
-    fn resize(&self, _size: u64) -> Io<'_, ()> {
-        self.refuse()
     }
 
     fn close(&self) -> Io<'_, ()> {

@@ -98,13 +98,10 @@ pub fn run(command: &SnapshotCommand, global: &Global) -> Result<ExitCode> {
 pub fn new(name: &str, disk_size: u64) -> Snapshot {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Snapshot {
-        id: String::new(),
         name: name.to_owned(),
-        vm_state_size: 0,
         date: (now.as_secs(), now.subsec_nanos()),
-        vm_clock: 0,
-        icount: None,
         disk_size,
+        ..Snapshot::default()
     }
 }
 

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use plinth_image::format::raw::RawImage;
 use plinth_image::format::{Image, OpenOptions};
-use plinth_image::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, check_range};
+use plinth_image::graph::{Extent, Io, IoBuf, Node, NodeInfo, ReadNode, check_range};
 use plinth_nbd::client::{self, NbdNode};
 use plinth_nbd::uri::{Address, PORT, Uri};
 
@@ -39,7 +39,12 @@ pub async fn open(tree: &mut Tree, read_only: bool) -> Result<Rc<dyn Image>, Str
     };
     let uri = Uri { address, export: take("export").unwrap_or_default(), tls: false };
     let bitmap = take("x-dirty-bitmap");
-    let options = client::Options { read_only, bitmap: bitmap.clone(), ..client::Options::default() };
+    let options = client::Options {
+        // What shows a bitmap as what is there is for looking only.
+        read_only: read_only || bitmap.is_some(),
+        bitmap: bitmap.clone(),
+        ..client::Options::default()
+    };
     let node = client::open(&uri, &options).await.map_err(|e| e.to_string())?;
     let Some(bitmap) = bitmap else { return Ok(Rc::new(RawImage::new(Rc::new(node), read_only))) };
     let dirty = node.dirty().await.map_err(|e| e.to_string())?;
@@ -53,7 +58,7 @@ struct Dirty {
     dirty: Vec<(u64, u64)>,
 }
 
-impl Node for Dirty {
+impl ReadNode for Dirty {
     fn info(&self) -> &NodeInfo {
         self.node.info()
     }
@@ -64,22 +69,6 @@ impl Node for Dirty {
 
     fn read(&self, offset: u64, buf: IoBuf) -> Io<'_, IoBuf> {
         self.node.read(offset, buf)
-    }
-
-    fn write(&self, offset: u64, data: IoData) -> Io<'_, ()> {
-        self.node.write(offset, data)
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Io<'_, ()> {
-        self.node.write_zeroes(offset, len, unmap)
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> Io<'_, ()> {
-        self.node.discard(offset, len)
-    }
-
-    fn flush(&self) -> Io<'_, ()> {
-        self.node.flush()
     }
 
     fn status(&self, offset: u64, len: u64) -> Io<'_, Extent> {
@@ -96,10 +85,6 @@ impl Node for Dirty {
                 None => Extent::stored(len, Some(offset)),
             })
         })
-    }
-
-    fn resize(&self, size: u64) -> Io<'_, ()> {
-        self.node.resize(size)
     }
 
     fn close(&self) -> Io<'_, ()> {
