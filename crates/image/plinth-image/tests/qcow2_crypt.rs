@@ -386,3 +386,77 @@ fn reserved_space_reads_as_zeros() {
         });
     }
 }
+
+#[test]
+fn passphrases_are_added_and_taken_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("keys.qcow2");
+    block_on(async {
+        make(&path, 1 << 20, &quick("encrypt.format=luks"), None, Some(SECRET)).await.unwrap();
+        let image = reopen(&path).await;
+        image.write(5000, IoData::copy_of(&[7; 9000])).await.unwrap();
+        let amend = async |o: &str| image.amend(&Options::parse(o).unwrap()).await.map_err(|e| e.kind);
+        // The last one stays.
+        let last = Err(ErrorKind::Invalid);
+        assert_eq!(amend("encrypt.state=inactive,encrypt.keyslot=0").await, last);
+        let old =
+            format!("encrypt.state=inactive,encrypt.old-secret={}", std::str::from_utf8(SECRET).unwrap());
+        assert_eq!(amend(&old).await, last);
+        let add = "encrypt.state=active,encrypt.iter-time=1,encrypt.new-secret";
+        amend(&format!("{add}=second")).await.unwrap();
+        amend(&format!("{add}=third,encrypt.keyslot=5")).await.unwrap();
+        assert_eq!(amend(&format!("{add}=x,encrypt.keyslot=5")).await, last);
+        assert_eq!(amend("encrypt.state=inactive,encrypt.old-secret=x").await, Err(ErrorKind::Key));
+        amend(&old).await.unwrap();
+        // In place of another one, also where that is the only one.
+        amend(&format!("{add}=fourth,encrypt.keyslot=5,encrypt.force=on")).await.unwrap();
+        amend("encrypt.state=inactive,encrypt.old-secret=second").await.unwrap();
+        amend(&format!("{add}=fifth,encrypt.keyslot=5,encrypt.force=on,lazy_refcounts=on")).await.unwrap();
+        check(&*image).await;
+        image.close().await.unwrap();
+        drop(image);
+        for wrong in [SECRET, b"second", b"third", b"fourth"] {
+            assert_eq!(open_with(&path, Some(wrong)).await.err().map(|e| e.kind), Some(ErrorKind::Key));
+        }
+        let image = open_with(&path, Some(b"fifth")).await.unwrap();
+        let bytes = image.read(5000, IoBuf::new(9000)).await.unwrap();
+        assert!(bytes[..] == [7; 9000]);
+        image.close().await.unwrap();
+        drop(image);
+        // Without a passphrase there is no key to put anywhere.
+        let locked = open_with(&path, None).await.unwrap();
+        let add = Options::parse(&format!("{add}=x")).unwrap();
+        assert_eq!(locked.amend(&add).await.map_err(|e| e.kind), Err(ErrorKind::Key));
+        // On demand the last one goes, and all data with it.
+        drop(locked);
+        let image = open_with(&path, Some(b"fifth")).await.unwrap();
+        let gone = "encrypt.state=inactive,encrypt.keyslot=5,encrypt.force=on";
+        image.amend(&Options::parse(gone).unwrap()).await.unwrap();
+        image.close().await.unwrap();
+        drop(image);
+        assert!(open_with(&path, Some(b"fifth")).await.is_err());
+    });
+    if has_qemu() {
+        block_on(async {
+            make(&path, 1 << 20, &quick("encrypt.format=luks"), None, Some(b"one")).await.unwrap();
+            let image = open_with(&path, Some(b"one")).await.unwrap();
+            image.write(5000, IoData::copy_of(&[7; 9000])).await.unwrap();
+            let secret = std::str::from_utf8(SECRET).unwrap();
+            for o in [
+                format!("encrypt.state=active,encrypt.iter-time=1,encrypt.new-secret={secret}"),
+                "encrypt.state=inactive,encrypt.keyslot=0".to_owned(),
+            ] {
+                image.amend(&Options::parse(&o).unwrap()).await.unwrap();
+            }
+            image.close().await.unwrap();
+        });
+        let out = run(
+            dir.path(),
+            "qemu-io",
+            "keys.qcow2",
+            "luks",
+            &["--image-opts", "$", "-c", "read -P 7 5000 9000"],
+        );
+        assert!(!out.contains("Pattern"), "{out}");
+    }
+}

@@ -224,3 +224,55 @@ fn long_tables_find_room() {
         }
     });
 }
+
+#[test]
+fn more_references_than_a_count_can_say_are_left_alone() {
+    block_on(async {
+        let (image, output) = create("refcount_bits=1,cluster_size=4k", SIZE).await;
+        image.write(0, IoData::copy_of(&[1; CLUSTER])).await.unwrap();
+        image.close().await.unwrap();
+        let mut bytes = output.file("image").unwrap().contents();
+        let l2 = (be64(&bytes, be64(&bytes, 40) as usize) & 0x00ff_ffff_ffff_fe00) as usize;
+        bytes.copy_within(l2..l2 + 8, l2 + 8);
+        let (image, file) = open(&bytes).await;
+        let report = image.check(Repair::All, &Progress::default()).await.unwrap();
+        assert_eq!((report.corruptions, report.corruptions_fixed), (1, 0), "{report:?}");
+        assert!(report.messages.iter().any(|m| m.contains("refcount entry width")), "{report:?}");
+        image.close().await.unwrap();
+        // With wider counts it can be mended.
+        let (image, _) = open(&file.contents()).await;
+        image.amend(&Options::parse("refcount_bits=2").unwrap()).await.unwrap();
+        image.check(Repair::All, &Progress::default()).await.unwrap();
+        assert!(image.check(Repair::No, &Progress::default()).await.unwrap().is_clean());
+        // A write to one of the two does not change the other.
+        image.write(0, IoData::copy_of(&[2; CLUSTER])).await.unwrap();
+        let both = image.read(0, IoBuf::new(2 * CLUSTER)).await.unwrap();
+        assert!(both[..CLUSTER] == [2; CLUSTER] && both[CLUSTER..] == [1; CLUSTER]);
+    });
+}
+
+#[test]
+fn bitmaps_of_large_disks_take_little_memory() {
+    block_on(async {
+        const LARGE: u64 = 2 << 40;
+        let (image, output) = create("cluster_size=2M", LARGE).await;
+        let bitmaps = image.bitmaps().unwrap();
+        // 512 MiB of bits.
+        bitmaps.add("fine", Some(512), true).await.unwrap();
+        let some = [(512, 1024), (LARGE / 2, 64 << 30), (LARGE - 512, 512)];
+        bitmaps.set("fine", &some).await.unwrap();
+        image.write(1 << 40, IoData::copy_of(&[1; 512])).await.unwrap();
+        bitmaps.enable("fine", false).await.unwrap();
+        image.write(4096, IoData::copy_of(&[1; 512])).await.unwrap();
+        image.close().await.unwrap();
+        let file = output.file("image").unwrap();
+        assert!(file.contents().len() < 128 << 20);
+        let (image, _) = open(&file.contents()).await;
+        let bitmaps = image.bitmaps().unwrap();
+        assert_eq!(bitmaps.ranges("fine").await.unwrap(), some);
+        assert!(!bitmaps.list()[0].enabled);
+        bitmaps.clear("fine").await.unwrap();
+        assert!(bitmaps.ranges("fine").await.unwrap().is_empty());
+        assert!(image.check(Repair::No, &Progress::default()).await.unwrap().is_clean());
+    });
+}

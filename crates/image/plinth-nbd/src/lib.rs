@@ -12,6 +12,7 @@ pub mod uri;
 mod wire;
 
 pub use error::{Error, ErrorKind};
+pub use wire::ALLOCATION_DEPTH;
 
 #[doc(hidden)]
 pub mod fuzz;

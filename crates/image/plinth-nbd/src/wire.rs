@@ -97,6 +97,7 @@ pub const MAX_NAME: usize = 4096;
 
 pub const BASE_ALLOCATION: &str = "base:allocation";
 pub const DIRTY_BITMAP: &str = "qemu:dirty-bitmap:";
+/// The metadata context that says how many layers down data is: 1 for the export's own.
 pub const ALLOCATION_DEPTH: &str = "qemu:allocation-depth";
 
 /// Reads big-endian numbers and texts off the front of bytes.

@@ -16,7 +16,7 @@ use plinth_nbd::client::{self, Options};
 use plinth_nbd::server::{Export, Server};
 use plinth_nbd::stream::Listener;
 use plinth_nbd::uri::{Address, Uri};
-use plinth_nbd::{ErrorKind, tls};
+use plinth_nbd::{ALLOCATION_DEPTH, ErrorKind, tls};
 
 const SIZE: u64 = 8 << 20;
 
@@ -314,6 +314,30 @@ fn what_cannot_be_is_refused() {
         with_tls.tls = true;
         let e = client::open(&with_tls, &Options::default()).await.err().unwrap();
         assert_eq!(e.kind, ErrorKind::Tls);
+    });
+}
+
+#[test]
+fn other_contexts_are_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    block_on(async {
+        let node = disk();
+        node.write(1 << 20, IoData::copy_of(&[1; 4096])).await.unwrap();
+        let mut export = Export::new("a", node);
+        export.bitmaps = vec![("changes".to_owned(), vec![(65536, 65536), (1 << 20, 4096)])];
+        serve(&path, Server::new(vec![export]));
+        let open = async |bitmap: &str| {
+            let options = Options { bitmap: Some(bitmap.to_owned()), ..Options::default() };
+            client::open(&uri(&path, "a"), &options).await.unwrap()
+        };
+        let changes = open("qemu:dirty-bitmap:changes").await;
+        assert_eq!(changes.dirty().await.unwrap().unwrap(), [(65536, 65536), (1 << 20, 4096)]);
+        // One layer has all that there is.
+        let depths = open(ALLOCATION_DEPTH).await.marks().await.unwrap().unwrap();
+        assert_eq!(depths.iter().map(|m| m.1).sum::<u64>(), SIZE);
+        assert!(depths.iter().all(|m| m.2 <= 1) && depths.iter().any(|m| m.2 == 1), "{depths:?}");
+        assert!(open("qemu:dirty-bitmap:other").await.marks().await.unwrap().is_none());
     });
 }
 

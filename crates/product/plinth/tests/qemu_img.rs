@@ -199,5 +199,114 @@ fn options_are_refused_in_the_words_of_the_peer() {
     assert!(does(dir, &["info", "a"]).contains("virtual size: 2 MiB"));
     does(dir, &["resize", "-q", "--preallocation=full", "a", "+1M"]);
     assert!(layers(dir, "a").contains(&(0, 16, true)));
-    fails(dir, &["amend", "-o", "backing_file=b", "a"], 1, "Cannot amend the backing file");
+    let amend = |options: &str, text: &str| fails(dir, &["amend", "-o", options, "a"], 1, text);
+    amend("backing_file=b", "Cannot amend the backing file");
+    amend("colour=red", "Invalid parameter 'colour'");
+    amend("cluster_size=64k", "only supported for image creation");
+    amend("compat=0.10,lazy_refcounts=on", "use compat=1.1 or greater");
+    amend("compat=0.42", "Unknown compatibility level 0.42");
+    // An old version is made after the size is what its snapshots have.
+    does(dir, &["amend", "-o", "compat=0.10,size=1M", "a"]);
+    assert!(does(dir, &["info", "a"]).contains("compat: 0.10"));
+}
+
+#[test]
+fn what_a_description_adds_is_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    image(dir, "a", &clusters(&[5]), &[]);
+    let info = |opts: &str| does(dir, &["info", "--image-opts", opts]);
+    assert!(info("driver=qcow2,file.driver=file,file.filename=a").starts_with("image: a\n"));
+    let faulty = info("driver=qcow2,file.driver=blkdebug,file.image.filename=a");
+    assert!(faulty.starts_with("image: json:{"), "{faulty}");
+    // A format that nobody knows keeps its name, and is opened only without what is below.
+    does(dir, &["create", "-q", "-f", "qcow2", "-b", "a", "-F", "qcow2", "top"]);
+    let mut bytes = fs::read(dir.join("top")).unwrap();
+    let at = bytes.windows(5).position(|w| w == b"qcow2").unwrap();
+    bytes[at..at + 5].copy_from_slice(b"qcow9");
+    fs::write(dir.join("top"), bytes).unwrap();
+    assert!(does(dir, &["info", "top"]).contains("backing file format: qcow9"));
+    fails(dir, &["convert", "-O", "raw", "top", "out.raw"], 1, "qcow9");
+}
+
+#[test]
+fn files_grow_below_descriptions() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    fs::write(dir.join("conf"), "[inject-error]\nevent = \"l1_update\"\n").unwrap();
+    let described = [
+        "blkdebug:conf:",
+        "json:{'driver':'qcow2','file':{'driver':'raw','file':{'driver':'file','filename':'",
+    ];
+    for (n, (before, behind)) in described.into_iter().zip(["", "'}}}"]).enumerate() {
+        let (base, top) = (format!("base{n}"), format!("top{n}"));
+        image(dir, &base, &clusters(&[0; 8]), &[]);
+        image(dir, &top, &clusters(&[1; 8]), &["-B", &base, "-F", "qcow2"]);
+        does(dir, &["commit", "-q", &format!("{before}{top}{behind}")]);
+        assert!(contents(dir, &base) == clusters(&[1; 8]));
+        assert_eq!(layers(dir, &top), [(1, 8, true)]);
+        let fresh = format!("fresh{n}");
+        does(dir, &["create", "-q", "-f", "qcow2", &fresh, "512k"]);
+        does(dir, &["convert", "-n", "-O", "qcow2", &base, &format!("{before}{fresh}{behind}")]);
+        assert!(contents(dir, &fresh) == clusters(&[1; 8]));
+    }
+}
+
+#[test]
+fn luks_is_measured_as_it_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    for more in ["", ",cipher-alg=aes-128", ",version=2"] {
+        let options = format!("key-secret=a,iter-time=10{more}");
+        let object = ["--object", "secret,id=a,data=x"];
+        let args =
+            [&["measure"][..], &object, &["-O", "luks", "-o", &options, "--output=json", "--size", "1M"]];
+        let told: serde_json::Value = serde_json::from_str(&does(dir, &args.concat())).unwrap();
+        does(dir, &[&["create", "-q", "-f", "luks"][..], &object, &["-o", &options, "a", "1M"]].concat());
+        assert_eq!(told["required"], fs::metadata(dir.join("a")).unwrap().len(), "{more}");
+    }
+}
+
+#[test]
+fn key_slots_in_qcow2_are_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let keys = ["--object", "secret,id=a,data=one", "--object", "secret,id=b,data=two"];
+    let with = |id: &str| format!("driver=qcow2,file.filename=q,encrypt.key-secret={id}");
+    fs::write(dir.join("bytes"), clusters(&[7])).unwrap();
+    let make =
+        ["-f", "raw", "-O", "qcow2", "-o", "encrypt.format=luks,encrypt.key-secret=a,encrypt.iter-time=10"];
+    does(dir, &[&["convert"][..], &keys, &make, &["bytes", "q"]].concat());
+    let amend = |options: &str, by: &str| {
+        let by = with(by);
+        let all = [&["amend"][..], &keys, &["-o", options, "--image-opts", &by]].concat();
+        run(dir, &all)
+    };
+    assert!(amend("encrypt.state=active,encrypt.new-secret=b,encrypt.iter-time=10", "a").status.success());
+    assert!(amend("encrypt.state=inactive,encrypt.keyslot=0", "b").status.success());
+    let last = amend("encrypt.state=inactive,encrypt.old-secret=b", "b");
+    assert!(String::from_utf8_lossy(&last.stderr).contains("erase all the data"));
+    let read = [&["convert"][..], &keys, &["-O", "raw", "--image-opts"]].concat();
+    does(dir, &[&read[..], &[&with("b"), "out.raw"]].concat());
+    assert!(fs::read(dir.join("out.raw")).unwrap() == clusters(&[7]));
+    fails(dir, &[&read[..], &[&with("a"), "out.raw"]].concat(), 1, "key slots");
+}
+
+#[test]
+fn copies_that_agree_are_a_quorum() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    for (name, fill) in [("a", 1), ("b", 2), ("c", 1)] {
+        fs::write(dir.join(name), vec![fill; 1 << 16]).unwrap();
+    }
+    let described = |votes: u32| {
+        let copies = ["a", "b", "c"].map(|n| format!("{{'driver':'raw','file.filename':'{n}'}}"));
+        format!("json:{{'driver':'quorum','vote-threshold':{votes},'children':[{}]}}", copies.join(","))
+    };
+    assert!(contents(dir, &described(2)) == [1; 1 << 16]);
+    fails(dir, &["convert", "-O", "raw", &described(3), "out.raw"], 1, "agree");
+    fails(dir, &["convert", "-O", "raw", &described(4), "out.raw"], 1, "threshold may not exceed");
+    fs::write(dir.join("new"), vec![3; 1 << 16]).unwrap();
+    does(dir, &["convert", "-n", "-f", "raw", "-O", "raw", "new", &described(3)]);
+    assert!(["a", "b", "c"].iter().all(|n| fs::read(dir.join(n)).unwrap() == [3; 1 << 16]));
 }

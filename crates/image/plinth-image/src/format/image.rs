@@ -31,6 +31,8 @@ pub struct Description {
     pub dirty: bool,
     /// The image below.
     pub backing: Option<BackingLink>,
+    /// What is recorded as the format of the image below, where it is the name of none that Plinth has.
+    pub unknown_backing_format: Option<String>,
     /// What images above record of this one to know it again.
     pub identity: Option<String>,
     /// What only this format has, under the names that QEMU's `format-specific` uses where it has them.

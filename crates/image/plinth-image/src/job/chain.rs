@@ -42,7 +42,10 @@ pub async fn rebase_safe(
     progress: &Progress,
 ) -> Result<CopyReport, Error> {
     progress.total.set(top.size());
-    let cluster = top.describe().cluster_size.filter(|c| c.is_power_of_two());
+    let described = top.describe();
+    // Parts of clusters that are allocated on their own (qcow2's subclusters) need no more than they are.
+    let parts = if !compress && described.details.get("extended-l2") == Some(&true.into()) { 32 } else { 1 };
+    let cluster = described.cluster_size.filter(|c| c.is_power_of_two()).map(|c| c / parts);
     let grain = cluster.filter(|&c| compress || c <= PIECE).unwrap_or(SECTOR);
     let piece = PIECE.max(if compress { grain } else { 0 });
     // What this image has itself stays as it is; everything else is looked at.

@@ -1,6 +1,6 @@
 //! How large an image would be.
 
-use crate::format::{Format, Options, qcow2};
+use crate::format::{Format, Options, luks, qcow2};
 use crate::graph::Node;
 use crate::{Error, ErrorKind, SECTOR};
 
@@ -28,7 +28,7 @@ fn refused(format: Format, why: impl std::fmt::Display) -> Error {
 /// Bytes that the file of a new image needs.
 ///
 /// # Errors
-/// [`ErrorKind::Unsupported`] for formats other than raw and qcow2; [`ErrorKind::Invalid`] options; the disk's.
+/// [`ErrorKind::Unsupported`] for formats other than raw, qcow2 and LUKS; [`ErrorKind::Invalid`] options; the disk's.
 pub async fn measure(format: Format, options: &Options, contents: Contents<'_>) -> Result<Measured, Error> {
     let size = match contents {
         Contents::Size(size) => size,
@@ -50,12 +50,17 @@ pub async fn measure(format: Format, options: &Options, contents: Contents<'_>) 
             };
             qcow2::measure(size, used, options)?
         }
+        Format::Luks => {
+            let all = luks::header_len(options)?.checked_add(size);
+            let all = all.ok_or_else(|| refused(format, format!("no disk has {size} bytes")))?;
+            (all, all)
+        }
         _ => {
             let doing = format!("cannot measure an image of the format {format}");
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 doing,
-                "only raw and qcow2 images can be measured",
+                "only raw, qcow2 and LUKS images can be measured",
             ));
         }
     };

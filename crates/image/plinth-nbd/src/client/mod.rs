@@ -40,7 +40,8 @@ pub struct Options {
     pub tls: Option<Arc<ClientConfig>>,
     /// Refuse writes, whatever the server allows.
     pub read_only: bool,
-    /// A bitmap of the server (`qemu:dirty-bitmap:NAME`) to ask for along with what is allocated.
+    /// A bitmap of the server (`qemu:dirty-bitmap:NAME`), or another metadata context, to ask for along with what
+    /// is allocated.
     pub bitmap: Option<String>,
     /// How long to try to connect again when the connection breaks, from the moment on when it is needed.
     pub reconnect: Duration,
@@ -585,8 +586,18 @@ impl NbdNode {
     /// # Errors
     /// The server's.
     pub async fn dirty(&self) -> Result<Option<Vec<(u64, u64)>>, plinth_image::Error> {
+        let dirty = |m: &&(u64, u64, u64)| m.2 & u64::from(STATE_DIRTY) != 0;
+        Ok(self.marks().await?.map(|all| all.iter().filter(dirty).map(|m| (m.0, m.1)).collect()))
+    }
+
+    /// What the server says in the metadata context that was asked for at [`open`]: ranges (first byte, length,
+    /// flags) without gaps; `None` if the server does not have it.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn marks(&self) -> Result<Option<Vec<(u64, u64, u64)>>, plinth_image::Error> {
         let Some(context) = self.bitmap else { return Ok(None) };
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        let mut ranges: Vec<(u64, u64, u64)> = Vec::new();
         let mut at = 0;
         while at < self.size() {
             let n = (self.size() - at).min(self.longest());
@@ -596,11 +607,10 @@ impl NbdNode {
                 extents.ok_or_else(|| image_error(&self.info.name, EIO, "no answer about the bitmap"))?;
             for &(len, flags) in extents {
                 let len = len.min(self.size() - at);
-                if flags & u64::from(STATE_DIRTY) != 0 && len > 0 {
-                    match ranges.last_mut() {
-                        Some(last) if last.0 + last.1 == at => last.1 += len,
-                        _ => ranges.push((at, len)),
-                    }
+                match ranges.last_mut() {
+                    _ if len == 0 => {}
+                    Some(last) if last.2 == flags => last.1 += len,
+                    _ => ranges.push((at, len, flags)),
                 }
                 at += len;
             }

@@ -7,33 +7,14 @@ use async_lock::Mutex;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 
-use super::{Header, NewKey, Refusal, iter_time, kdf_option, sealed_zeros};
-use crate::crypt::{CipherSpec, IvKind, KeyCost, Mode, Secret, SectorCipher, decrypt, encrypt};
-use crate::format::{
-    CheckReport, Description, Format, Image, OptionKind, OptionSpec, Options, Progress, Repair,
-};
+use super::keys::KeySlots;
+use super::{Header, Refusal, sealed_zeros};
+use crate::crypt::{CipherSpec, IvKind, Mode, Secret, SectorCipher, decrypt, encrypt};
+use crate::format::{CheckReport, Description, Format, Image, Options, Progress, Repair};
 use crate::graph::{
     Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, RangeLocks, check_range, check_write,
 };
 use crate::{Error, ErrorKind, SECTOR};
-
-/// Options of `amend`. The passphrases themselves are their values: who has names for them looks them up before.
-const AMEND: &[OptionSpec] = &[
-    OptionSpec {
-        name: "state",
-        kind: OptionKind::Choice(&["active", "inactive"]),
-        help: "active: add a passphrase; inactive: take one away",
-    },
-    OptionSpec { name: "keyslot", kind: OptionKind::Number, help: "which key slot; any if not given" },
-    OptionSpec { name: "new-secret", kind: OptionKind::Text, help: "the passphrase to add" },
-    OptionSpec { name: "old-secret", kind: OptionKind::Text, help: "the passphrase to take away" },
-    OptionSpec { name: "iter-time", kind: OptionKind::Number, help: "milliseconds that a try of it takes" },
-    OptionSpec {
-        name: "pbkdf",
-        kind: OptionKind::Choice(&["pbkdf2", "argon2i", "argon2id"]),
-        help: "how version 2 makes the key",
-    },
-];
 
 /// Bytes of zeros that are encrypted and written at once, and how many such pieces in flight.
 const ZEROS: u64 = 1 << 20;
@@ -197,83 +178,15 @@ impl LuksImage {
         r.into_error(&self.info.name)
     }
 
-    /// Adds a passphrase; which slot it got.
-    async fn add_key(&self, new: &NewKey<'_>) -> Result<usize, Error> {
+    async fn change_keys(&self, options: &Options) -> Result<(), Error> {
+        check_write(self, 0, 0)?;
         let key = &self.volume()?.key;
         let _alone = self.changing.lock().await;
         let mut header = self.header.borrow().clone();
-        let added = match &mut header {
-            Header::V1(h) => h.add_key(self.place(), 0, key, new).await,
-            Header::V2(h) => h.add_key(self.place(), 0, key, new).await,
-        };
+        let mut slots = KeySlots { node: self.place(), base: 0, header: &mut header, key };
+        let changed = slots.change(options, &self.info.name).await;
         self.header.replace(header);
-        added.map_err(|r| self.refusal(r))
-    }
-
-    fn slots(&self) -> Vec<usize> {
-        match &*self.header.borrow() {
-            Header::V1(h) => (0..h.slots.len()).filter(|&n| h.slots[n].active).collect(),
-            Header::V2(h) => h.slots.iter().map(|s| s.id).collect(),
-        }
-    }
-
-    async fn remove_key(&self, slot: usize) -> Result<(), Error> {
-        let _alone = self.changing.lock().await;
-        let slots = self.slots();
-        let refused = |why: String| Err(self.refusal(Refusal::Invalid(why)));
-        if !slots.contains(&slot) {
-            return refused(format!("key slot {slot} is not in use"));
-        }
-        if slots.len() == 1 {
-            return refused("it is the last key slot: nothing could open the image any more".to_owned());
-        }
-        let mut header = self.header.borrow().clone();
-        let removed = match &mut header {
-            Header::V1(h) => h.remove_key(self.place(), 0, slot).await.map_err(Refusal::Io),
-            Header::V2(h) => h.remove_key(self.place(), 0, slot).await,
-        };
-        self.header.replace(header);
-        removed.map_err(|r| self.refusal(r))
-    }
-
-    async fn change_keys(&self, options: &Options) -> Result<(), Error> {
-        options.check(AMEND)?;
-        check_write(self, 0, 0)?;
-        self.volume()?;
-        let refused = |why: &str| Err(self.refusal(Refusal::Invalid(why.to_owned())));
-        let slot = options.number("keyslot")?.map(|n| n as usize);
-        match (options.text("state"), options.text("new-secret"), options.text("old-secret")) {
-            (Some("active"), Some(secret), None) if !secret.is_empty() => {
-                let (iter_time, kdf) = (iter_time(options)?, kdf_option(options));
-                self.add_key(&NewKey { secret: secret.as_bytes(), slot, iter_time, kdf }).await.map(drop)
-            }
-            (Some("active"), ..) => refused("state=active needs new-secret, and no old-secret"),
-            (Some("inactive"), None, Some(secret)) => {
-                let mut any = false;
-                // The same passphrase may be in several slots.
-                loop {
-                    let header = self.header.borrow().clone();
-                    let found = header
-                        .unlock(self.place(), 0, secret.as_bytes(), slot, &mut KeyCost::default())
-                        .await;
-                    match found.map_err(|r| self.refusal(r))? {
-                        Some((slot, _)) => self.remove_key(slot).await?,
-                        None if any => return Ok(()),
-                        None => {
-                            let doing = format!("cannot change the keys of '{}'", self.info.name);
-                            return Err(Error::new(ErrorKind::Key, doing, "old-secret opens no key slot"));
-                        }
-                    }
-                    any = true;
-                }
-            }
-            (Some("inactive"), None, None) => match slot {
-                Some(slot) => self.remove_key(slot).await,
-                None => refused("state=inactive needs keyslot or old-secret"),
-            },
-            (Some("inactive"), ..) => refused("state=inactive has no use for new-secret"),
-            _ => refused("say state=active to add a passphrase, state=inactive to take one away"),
-        }
+        changed
     }
 }
 

@@ -1,11 +1,14 @@
 //! A LUKS header inside of another format's file, which encrypts that format's clusters: qcow2's encryption.
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
+use async_lock::Mutex;
 use serde_json::{Map, Value, json};
 
 use super::image::describe_header;
+use super::keys::{AMEND, KeySlots};
 use super::{Header, NewKey, Refusal, cipher_options, iter_time, v1, v2};
 use crate::crypt::{Hash, KeyCost, Secret, SectorCipher, random};
 use crate::format::{CheckReport, Options};
@@ -14,9 +17,13 @@ use crate::{Error, ErrorKind, SECTOR};
 
 /// The header, which says nothing of use about a payload.
 pub struct Inside {
-    header: Header,
+    header: RefCell<Header>,
+    /// The volume's key, once it is known.
+    key: RefCell<Option<Secret>>,
     start: u64,
     name: String,
+    /// Changes of the header.
+    changing: Mutex<()>,
 }
 
 impl Inside {
@@ -47,7 +54,13 @@ impl Inside {
             Ok(header)
         };
         match inner.await {
-            Ok(header) => Ok(Self { header, start: range.start, name }),
+            Ok(header) => Ok(Self {
+                header: RefCell::new(header),
+                key: RefCell::default(),
+                start: range.start,
+                name,
+                changing: Mutex::new(()),
+            }),
             Err(r) => Err(Refusal::into_error(r, &name)),
         }
     }
@@ -63,10 +76,13 @@ impl Inside {
         cost: &mut KeyCost,
     ) -> Result<Arc<SectorCipher>, Error> {
         let inner = async {
-            match self.header.unlock(node, self.start, secret, None, cost).await? {
-                Some((_, key)) => Ok(Some(Arc::new(self.header.cipher(&key)?))),
-                None => Ok(None),
-            }
+            let header = self.header.borrow().clone();
+            let Some((_, key)) = header.unlock(node, self.start, secret, None, cost).await? else {
+                return Ok(None);
+            };
+            let cipher = Arc::new(header.cipher(&key)?);
+            self.key.replace(Some(key));
+            Ok(Some(cipher))
         };
         let cipher = inner.await.map_err(|r: Refusal| r.into_error(&self.name))?;
         cipher.ok_or_else(|| {
@@ -75,13 +91,37 @@ impl Inside {
         })
     }
 
+    /// True for the options of [`change_keys`](Self::change_keys), which have the names that LUKS images know.
+    #[must_use]
+    pub fn is_key_option(name: &str) -> bool {
+        AMEND.iter().any(|o| o.name == name)
+    }
+
+    /// Adds or takes away a passphrase.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Key`] if the image was opened without a passphrase, or the old one opens nothing;
+    /// [`ErrorKind::Invalid`] options; the node's.
+    pub async fn change_keys(&self, node: &dyn Node, options: &Options) -> Result<(), Error> {
+        let key = self.key.borrow().clone().ok_or_else(|| {
+            let doing = format!("cannot change the keys of '{}'", self.name);
+            Error::new(ErrorKind::Key, doing, "it is encrypted: give its passphrase")
+        })?;
+        let _alone = self.changing.lock().await;
+        let mut header = self.header.borrow().clone();
+        let mut slots = KeySlots { node, base: self.start, header: &mut header, key: &key };
+        let changed = slots.change(options, &self.name).await;
+        self.header.replace(header);
+        changed
+    }
+
     /// What is known without a passphrase, under QEMU's names.
     #[must_use]
     pub fn describe(&self) -> Map<String, Value> {
         let mut details = Map::new();
-        describe_header(&self.header, None, &mut details);
+        describe_header(&self.header.borrow(), None, &mut details);
         details.remove("version");
-        if let Header::V1(h) = &self.header {
+        if let Header::V1(h) = &*self.header.borrow() {
             details.insert("payload-offset".into(), json!(h.payload));
         }
         details.insert("detached-header".into(), json!(false));

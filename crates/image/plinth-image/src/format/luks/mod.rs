@@ -22,6 +22,7 @@
 
 mod image;
 pub mod inside;
+mod keys;
 mod v1;
 mod v2;
 
@@ -176,6 +177,7 @@ enum Header {
 }
 
 /// A key that is to be added.
+#[derive(Clone, Copy)]
 struct NewKey<'a> {
     secret: &'a [u8],
     slot: Option<usize>,
@@ -367,6 +369,16 @@ fn iter_time(options: &Options) -> Result<u64, Error> {
         return Err(Error::new(ErrorKind::Invalid, "option 'iter-time' cannot be used", why));
     }
     Ok(ms)
+}
+
+/// Bytes in front of the disk of a new image.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`] for options that make no sense.
+pub fn header_len(options: &Options) -> Result<u64, Error> {
+    let (_, key_len) = cipher_options(options)
+        .map_err(|why| Error::new(ErrorKind::Invalid, "cannot measure a LUKS image", why))?;
+    Ok(if options.text("version") == Some("2") { v2::NEW_PAYLOAD } else { v1::compact_len(key_len) })
 }
 
 async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> {

@@ -22,8 +22,6 @@ const INACTIVE: u32 = 0x0000_dead;
 pub const STRIPES: usize = if cfg!(fuzzing) { 20 } else { 4000 };
 /// Bytes that the first key material begins at, and all others at multiples of.
 const ALIGN: usize = 4096;
-/// The payload begins at a multiple of it.
-const PAYLOAD_ALIGN: usize = 1 << 20;
 
 /// One key slot.
 #[derive(Clone, Debug, Default)]
@@ -200,7 +198,7 @@ impl Header {
             slot.stripes = STRIPES as u32;
         }
         if !detached {
-            header.payload = header.end().next_multiple_of(PAYLOAD_ALIGN as u64);
+            header.payload = header.end();
         }
         // The proof has to be no quicker to try than a key slot's share of it; QEMU takes the same part.
         header.digest_iterations = aio::offload(move || iterations_for(hash, 20, iter_time / 8)).await;
@@ -227,11 +225,9 @@ impl Header {
                 return Err(Refusal::Invalid(format!("key slot {n} is in use")));
             }
             Some(n) => n,
-            None => self
-                .slots
-                .iter()
-                .position(|s| !s.active)
-                .ok_or_else(|| Refusal::Invalid("all key slots are in use".to_owned()))?,
+            None => self.slots.iter().position(|s| !s.active).ok_or_else(|| {
+                Refusal::Invalid("Can't add a keyslot - all keyslots are in use".to_owned())
+            })?,
         };
         let (hash, len, ms) = (self.hash, self.key_len, new.iter_time);
         let mut salt = [0; 32];

@@ -23,7 +23,7 @@ const FIRST: &[u8; 6] = b"LUKS\xba\xbe";
 const SECOND: &[u8; 6] = b"SKUL\xba\xbe";
 /// What new volumes get: as cryptsetup does it.
 const NEW_HEADER: u64 = 0x4000;
-const NEW_PAYLOAD: u64 = 16 << 20;
+pub const NEW_PAYLOAD: u64 = 16 << 20;
 const STRIPES: usize = if cfg!(fuzzing) { 20 } else { 4000 };
 /// KiB that new Argon2 keys need.
 const NEW_MEMORY: u32 = 64 << 10;
@@ -498,9 +498,9 @@ impl Header {
             Some(n) if n >= MAX_SLOTS => return Err(Refusal::Invalid(format!("there is no key slot {n}"))),
             Some(n) if used(n) => return Err(Refusal::Invalid(format!("key slot {n} is in use"))),
             Some(n) => n,
-            None => (0..MAX_SLOTS)
-                .find(|&n| !used(n))
-                .ok_or_else(|| Refusal::Invalid("all key slots are in use".to_owned()))?,
+            None => (0..MAX_SLOTS).find(|&n| !used(n)).ok_or_else(|| {
+                Refusal::Invalid("Can't add a keyslot - all keyslots are in use".to_owned())
+            })?,
         };
         let len = (key.len() * STRIPES).next_multiple_of(4096) as u64;
         let offset = self.free_area(len)?;

@@ -4,6 +4,7 @@ use super::Core;
 use super::create::OPTIONS;
 use super::header::{self, Header};
 use super::map::{COPIED, Entry, ZERO};
+use crate::format::luks::inside::Inside;
 use crate::format::{BackingLink, Format, Options, Progress};
 use crate::graph::{IoBuf, NodeRef};
 use crate::{Error, ErrorKind};
@@ -14,6 +15,19 @@ pub fn qemu_name(format: Format) -> &'static str {
         Format::Vhd => "vpc",
         other => other.name(),
     }
+}
+
+/// The options that change passphrases, under the names that LUKS has for them, and the other ones.
+fn key_options(options: &Options) -> (Option<Options>, Options) {
+    let mut rest = options.clone();
+    let mut keys = Options::default();
+    for (name, value) in options.iter() {
+        if let Some(key) = name.strip_prefix("encrypt.").filter(|k| Inside::is_key_option(k)) {
+            keys.set(key, value);
+            rest.remove(name);
+        }
+    }
+    (Some(keys).filter(|k| k.iter().next().is_some()), rest)
 }
 
 impl Core {
@@ -54,6 +68,7 @@ impl Core {
 
     /// Changes options of the format.
     pub async fn amend(&self, options: &Options) -> Result<(), Error> {
+        let (keys, options) = &key_options(options);
         options.check(OPTIONS)?;
         let doing = || format!("cannot change options of '{}'", self.info.name);
         let header = self.header.borrow().clone();
@@ -93,6 +108,12 @@ impl Core {
             return Err(Error::new(ErrorKind::Invalid, doing(), why));
         }
         self.begin_change(0, 0).await?;
+        if let Some(keys) = keys {
+            let Some(crypt) = &self.crypt else {
+                return Err(Error::new(ErrorKind::Unsupported, doing(), "it is not encrypted"));
+            };
+            crypt.change_keys(&self.file, keys).await?;
+        }
         self.changed();
         self.commit_with(true).await?;
         if version > header.version {

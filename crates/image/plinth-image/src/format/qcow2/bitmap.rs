@@ -4,12 +4,12 @@
 //! after a crash their contents mean nothing, and everybody knows that. They are written when the image is closed.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 
 use async_lock::Mutex;
 use serde_json::json;
 
 use super::alloc::Freed;
+use super::bits::Bits;
 use super::header::{self, Header};
 use super::map::OFFSET;
 use super::{Core, Qcow2};
@@ -24,88 +24,13 @@ const EXTRA_COMPATIBLE: u32 = 1 << 2;
 const DIRTY_TRACKING: u8 = 1;
 /// Bytes of an entry of the directory before its variable parts.
 const FIXED: usize = 24;
-/// Bytes of a bitmap in memory at most, and of the directory.
-const MAX_BYTES: u64 = 32 << 20;
+/// Bytes of a bitmap, of its table in memory, and of the directory, at most. The first is QEMU's limit.
+const MAX_BYTES: u64 = 512 << 20;
+const MAX_TABLE: u64 = 32 << 20;
 const MAX_DIRECTORY: u64 = 16 << 20;
 const MAX_NAME: usize = 1023;
 /// QEMU's limits of a block's size, as powers of two.
 const GRANULARITY: std::ops::RangeInclusive<u8> = 9..=31;
-/// Bytes of a part of a bitmap in memory.
-const CHUNK: usize = 4096;
-
-/// The bits of a bitmap. Parts without a set bit are not there.
-#[derive(Clone, Debug, Default)]
-struct Bits(BTreeMap<u64, Box<[u8]>>);
-
-impl Bits {
-    fn set(&mut self, first: u64, end: u64) {
-        let mut at = first;
-        while at < end {
-            let number = at / 8 / CHUNK as u64;
-            let to = end.min((number + 1) * CHUNK as u64 * 8);
-            let chunk = self.0.entry(number).or_insert_with(|| vec![0; CHUNK].into());
-            while at < to {
-                let byte = (at / 8) as usize % CHUNK;
-                if at.is_multiple_of(8) && to - at >= 8 {
-                    chunk[byte] = 0xff;
-                    at += 8;
-                } else {
-                    chunk[byte] |= 1 << (at % 8);
-                    at += 1;
-                }
-            }
-        }
-    }
-
-    /// Bytes from `first` on.
-    fn copy(&self, first: u64, out: &mut [u8]) {
-        out.fill(0);
-        let end = first + out.len() as u64;
-        for (&n, chunk) in self.0.range(first / CHUNK as u64..end.div_ceil(CHUNK as u64)) {
-            let at = n * CHUNK as u64;
-            let (from, to) = (at.max(first), (at + CHUNK as u64).min(end));
-            out[(from - first) as usize..(to - first) as usize]
-                .copy_from_slice(&chunk[(from - at) as usize..(to - at) as usize]);
-        }
-    }
-
-    fn put(&mut self, first: u64, bytes: &[u8]) {
-        for (n, part) in bytes.chunks(CHUNK).enumerate() {
-            let at = first + (n * CHUNK) as u64;
-            // Parts of clusters smaller than a chunk meet in one.
-            let chunk = self.0.entry(at / CHUNK as u64);
-            if part.iter().any(|&b| b != 0) {
-                let within = (at % CHUNK as u64) as usize;
-                chunk.or_insert_with(|| vec![0; CHUNK].into())[within..within + part.len()]
-                    .copy_from_slice(part);
-            }
-        }
-    }
-
-    /// First bits and lengths of what is set, below `count`.
-    fn ranges(&self, count: u64) -> Vec<(u64, u64)> {
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for (&n, chunk) in &self.0 {
-            for (i, &byte) in chunk.iter().enumerate() {
-                if byte == 0 {
-                    continue;
-                }
-                for bit in 0..8 {
-                    let at = (n * CHUNK as u64 + i as u64) * 8 + bit;
-                    if byte >> bit & 1 == 0 || at >= count {
-                        continue;
-                    }
-                    match ranges.last_mut() {
-                        Some((first, len)) if *first + *len == at => *len += 1,
-                        _ => ranges.push((at, 1)),
-                    }
-                }
-            }
-        }
-        ranges
-    }
-}
-
 #[derive(Clone, Debug)]
 struct Stored {
     name: String,
@@ -251,7 +176,7 @@ impl Core {
 
     async fn bitmap_table(&self, bitmap: &Stored) -> Result<Vec<u64>, Error> {
         let len = u64::from(bitmap.entries) * 8;
-        if len > MAX_BYTES || !bitmap.table.is_multiple_of(self.cluster) {
+        if len > MAX_TABLE || !bitmap.table.is_multiple_of(self.cluster) {
             let why = format!("the table of the bitmap '{}' makes no sense", bitmap.name);
             return Err(Error::corrupt(&self.info.name, why));
         }
@@ -291,12 +216,10 @@ impl Core {
             return Err(self.bitmap_error(&bitmap.name, ErrorKind::Corrupt, why));
         }
         let entries = self.table_entries(bitmap.granularity);
+        let too_large =
+            || self.bitmap_error(&bitmap.name, ErrorKind::Limit, "it is too large to have in memory");
         if self.bit_count(bitmap.granularity) / 8 > MAX_BYTES {
-            return Err(self.bitmap_error(
-                &bitmap.name,
-                ErrorKind::Limit,
-                "it is too large to have in memory",
-            ));
+            return Err(too_large());
         }
         if u64::from(bitmap.entries) != entries {
             return Err(self.bitmap_error(
@@ -318,6 +241,9 @@ impl Core {
                     let bytes =
                         read_table(&*self.file, offset, self.cluster as usize, "a part of a bitmap").await?;
                     bits.put(first, &bytes);
+                    if bits.is_full() {
+                        return Err(too_large());
+                    }
                 }
             }
         }
@@ -334,6 +260,9 @@ impl Core {
         let total = self.bit_count(bitmap.granularity);
         let mut table = IoBuf::zeroed((count.max(1) * 8) as usize);
         for n in 0..count {
+            if bits.is_clear(n * self.cluster, self.cluster) {
+                continue;
+            }
             let mut bytes = IoBuf::new(self.cluster as usize);
             bits.copy(n * self.cluster, &mut bytes);
             let used = total.saturating_sub(n * self.cluster * 8).min(self.cluster * 8);
@@ -526,9 +455,7 @@ impl Core {
         for index in 0..count {
             let total = self.bit_count(self.bitmaps.list.borrow()[index].granularity);
             if let Some(bits) = &mut self.bitmaps.list.borrow_mut()[index].bits {
-                let kept = bits.ranges(total);
-                *bits = Bits::default();
-                kept.iter().for_each(|&(first, len)| bits.set(first, first + len));
+                bits.truncate(total);
             }
             self.store_bits(index).await?;
         }
@@ -536,6 +463,29 @@ impl Core {
             bitmap.bits = None;
         }
         self.write_directory().await?;
+        self.commit_with(true).await
+    }
+
+    /// Enables a bitmap or disables it; its bits stay where they are.
+    async fn flag_bitmap(&self, name: &str, flag: u32) -> Result<(), Error> {
+        let _alone = self.bitmaps.lock.lock().await;
+        let index = self.find_bitmap(name)?;
+        let (old, ours, usable) = {
+            let list = self.bitmaps.list.borrow();
+            (list[index].flags, list[index].ours, list[index].usable())
+        };
+        if !usable {
+            return self.load_bits(index).await;
+        }
+        self.bitmaps.list.borrow_mut()[index].flags = old & !AUTO | flag;
+        if ours {
+            return Ok(());
+        }
+        self.bitmaps.prepared.set(false);
+        if let Err(e) = self.write_directory().await {
+            self.bitmaps.list.borrow_mut()[index].flags = old;
+            return Err(e);
+        }
         self.commit_with(true).await
     }
 
@@ -657,7 +607,7 @@ impl Bitmaps for Qcow2 {
             check_write(self, 0, 0)?;
             let _still = self.core.locks.lock(0..u64::MAX, true).await;
             let flag = if enabled { AUTO } else { 0 };
-            self.core.change_bitmap(name, |b| b.flags = b.flags & !AUTO | flag).await
+            self.core.flag_bitmap(name, flag).await
         })
     }
 
@@ -674,7 +624,10 @@ impl Bitmaps for Qcow2 {
                 false => bitmap.bits.take(),
             };
             let shift = bitmap.granularity;
-            let ranges = bits.unwrap_or_default().ranges(core.bit_count(shift));
+            let Some(ranges) = bits.unwrap_or_default().ranges(core.bit_count(shift)) else {
+                let why = "too many ranges are marked in it";
+                return Err(core.bitmap_error(name, ErrorKind::Limit, why));
+            };
             let bytes =
                 |(first, len): (u64, u64)| (first << shift, (len << shift).min(size - (first << shift)));
             Ok(ranges.into_iter().map(bytes).collect())

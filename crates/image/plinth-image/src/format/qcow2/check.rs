@@ -18,6 +18,9 @@ const CHUNKS: usize = 512;
 /// Reads of tables in flight, and bytes of each at most.
 const READS: usize = 8;
 const READ: u64 = 1 << 20;
+/// What helps where counts are too narrow for what refers to a cluster.
+const OVERFLOW: &str = "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean \
+                        copy if the image cannot be opened for writing";
 
 /// References to clusters, of those from `start` to `limit`.
 struct Counter {
@@ -125,6 +128,8 @@ struct Check<'a> {
     next: u64,
     /// Flags of the active tables may be wrong.
     flags_doubtful: bool,
+    /// There are more references to something than a count can say.
+    overflow: bool,
     /// The blocks of counts themselves are damaged.
     structure: u64,
     first_pass: bool,
@@ -437,9 +442,19 @@ impl Check<'_> {
                 if stored == right || c < start || c >= limit {
                     continue;
                 }
+                let report = &mut self.report;
+                if right > refcount::max(order) {
+                    // Nothing that could be written here would be right, and neither would flags that go by it.
+                    report.corruptions += 1;
+                    report.say(format!("ERROR: overflow cluster offset={:#x}", c << core.bits));
+                    if !self.overflow {
+                        report.say(OVERFLOW);
+                    }
+                    self.overflow = true;
+                    continue;
+                }
                 // The flags say what the counts say.
                 self.flags_doubtful = true;
-                let report = &mut self.report;
                 // In QEMU's words, which scripts look for.
                 let (mended, kind) = match stored < right {
                     true => (repair == Repair::All, "ERROR"),
@@ -504,7 +519,7 @@ impl Core {
         let mut report = std::mem::take(&mut check.report);
         report.total_clusters = self.size.get().div_ceil(self.cluster);
         report.image_end = check.counter.end << self.bits;
-        let doubtful = check.flags_doubtful || check.counter.shared;
+        let doubtful = (check.flags_doubtful || check.counter.shared) && !check.overflow;
         let structure = check.structure;
         drop(check);
         let before = (report.corruptions, report.leaks);
@@ -563,6 +578,7 @@ impl Core {
             file_end: self.file.size().checked_next_multiple_of(self.cluster).unwrap_or(u64::MAX),
             next: 0,
             flags_doubtful: false,
+            overflow: false,
             structure: 0,
             first_pass: true,
         }

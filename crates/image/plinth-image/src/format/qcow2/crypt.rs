@@ -12,6 +12,7 @@ use super::Core;
 use super::header::{self, Header};
 use super::map::View;
 use crate::crypt::{KeyCost, SectorCipher, decrypt, encrypt};
+use crate::format::Options;
 use crate::format::luks::inside::Inside;
 use crate::graph::{IoBuf, IoData, NodeRef};
 use crate::{Error, ErrorKind, SECTOR};
@@ -56,6 +57,18 @@ impl Crypt {
     /// The cipher is known now.
     pub fn unlock(&mut self, cipher: Arc<SectorCipher>) {
         self.cipher = Some(cipher);
+    }
+
+    /// Changes the passphrases, which only LUKS can do.
+    pub async fn change_keys(&self, file: &NodeRef, options: &Options) -> Result<(), Error> {
+        match &self.luks {
+            Some(luks) => luks.change_keys(&**file, options).await,
+            None => {
+                let doing = format!("cannot change the passphrase of '{}'", file.info().name);
+                let why = "its encryption has no key slots: convert it to encrypt.format=luks";
+                Err(Error::new(ErrorKind::Unsupported, doing, why))
+            }
+        }
     }
 
     /// QEMU's `encrypt` of an image.

@@ -134,19 +134,26 @@ impl Header {
     }
 
     pub fn extension(&self, kind: u32) -> Option<&[u8]> {
-        self.extensions.iter().find(|e| e.kind == kind).map(|e| &e.data[..])
+        // As QEMU reads them, the last one of a kind counts.
+        self.extensions.iter().rev().find(|e| e.kind == kind).map(|e| &e.data[..])
     }
 
     /// Adds or replaces an extension, or removes it.
     pub fn set_extension(&mut self, kind: u32, data: Option<Vec<u8>>) {
+        // There is one of a kind afterwards, at the first one's place.
+        let mut found = false;
+        self.extensions.retain(|e| e.kind != kind || !std::mem::replace(&mut found, true));
         let at = self.extensions.iter().position(|e| e.kind == kind);
         match (at, data) {
             (Some(at), Some(data)) => self.extensions[at].data = data,
             (Some(at), None) => _ = self.extensions.remove(at),
-            (None, Some(data)) if kind == EXT_BACKING_FORMAT => {
-                self.extensions.insert(0, Extension { kind, data });
+            (None, Some(data)) => {
+                // The order in which QEMU writes them; what it does not know stays behind those.
+                const FIRST: [u32; 3] = [EXT_BACKING_FORMAT, EXT_DATA_FILE, EXT_CRYPT];
+                let rank = |k: u32| FIRST.iter().position(|&f| f == k).unwrap_or(FIRST.len());
+                let at = self.extensions.partition_point(|e| rank(e.kind) <= rank(kind));
+                self.extensions.insert(at, Extension { kind, data });
             }
-            (None, Some(data)) => self.extensions.push(Extension { kind, data }),
             (None, None) => {}
         }
     }
@@ -351,7 +358,7 @@ impl Header {
         match self.crypt {
             CRYPT_NONE | CRYPT_AES => {}
             CRYPT_LUKS if self.crypt_area().as_ref().is_some_and(aligned) => {}
-            CRYPT_LUKS => return corrupt("it does not say where the header of its encryption is".to_owned()),
+            CRYPT_LUKS => return corrupt("Missing CRYPTO header for crypt method 2".to_owned()),
             other => {
                 let why = format!("it is encrypted by method {other}; 1 (AES) and 2 (LUKS) are known");
                 return Err(Error::new(ErrorKind::Unsupported, format!("cannot open '{name}'"), why));

@@ -27,6 +27,7 @@
 mod alloc;
 mod amend;
 mod bitmap;
+mod bits;
 mod check;
 mod commit;
 mod compress;
@@ -412,15 +413,18 @@ impl Image for Qcow2 {
             }
             put("data-file-raw", json!(header.autoclear & header::DATA_FILE_RAW != 0));
         }
-        let mut backing = header.backing_link().ok().flatten();
+        let (mut backing, mut unknown) = (header.backing_link().ok().flatten(), None);
         if backing.is_none() {
             // Its format is one that nobody knows.
+            let format = header.extension(header::EXT_BACKING_FORMAT);
+            unknown = format.map(|f| String::from_utf8_lossy(f).into_owned());
             backing = header.backing.clone().map(|name| BackingLink { name, format: None, identity: None });
         }
         Description {
             cluster_size: Some(self.core.cluster),
             encrypted: header.crypt != header::CRYPT_NONE,
             dirty: header.incompatible & header::DIRTY != 0,
+            unknown_backing_format: unknown.filter(|_| backing.is_some()),
             backing,
             details,
             ..Description::default()

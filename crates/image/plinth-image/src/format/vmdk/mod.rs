@@ -434,12 +434,12 @@ impl Image for VmdkImage {
         let sparse = || self.pieces.iter().filter_map(|p| p.data.sparse());
         Description {
             cluster_size: sparse().next().map(SparseExtent::grain),
-            encrypted: false,
             compressed: sparse().next().is_some() && sparse().all(|s| s.packed),
             dirty: sparse().any(|s| s.geometry.borrow().unclean),
             backing: self.link.borrow().clone(),
             identity: cid.map(|c| format!("{c:08x}")),
             details,
+            ..Description::default()
         }
     }
 

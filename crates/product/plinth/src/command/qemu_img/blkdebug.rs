@@ -9,8 +9,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use plinth_image::Error;
-use plinth_image::format::Image;
-use plinth_image::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo};
+use plinth_image::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef};
 
 use super::names;
 use super::tree::Tree;
@@ -138,7 +137,7 @@ impl Faults {
     }
 
     /// A node with these faults.
-    pub fn over(self, image: Rc<dyn Image>) -> Faulty {
+    pub fn over(self, image: NodeRef) -> Faulty {
         let mut info = image.info().clone();
         info.name = format!("blkdebug:{}:{}", self.config, info.name);
         info.block = info.block.max(self.align.unwrap_or(1));
@@ -149,7 +148,7 @@ impl Faults {
 /// A node with faults.
 pub struct Faulty {
     info: NodeInfo,
-    image: Rc<dyn Image>,
+    image: NodeRef,
     rules: RefCell<Vec<Fault>>,
     armed: Rc<Cell<bool>>,
 }

@@ -78,7 +78,7 @@ pub fn commit(args: Vec<String>) -> Result {
 
 /// Takes away what an image has itself, all of which the one below has too; formats that cannot do it keep it.
 async fn empty(image: &dyn Image, name: &str) -> Result {
-    let explain = |e: plinth_image::Error| Exit::failed(format!("Could not empty {name}: {}", reason(&e)));
+    let explain = |e: plinth_image::Error| Exit::failed(format!("Failed to empty {name}: {}", reason(&e)));
     match image.make_empty().await {
         Err(e) if e.kind == ErrorKind::Unsupported => {}
         done => done.map_err(explain)?,

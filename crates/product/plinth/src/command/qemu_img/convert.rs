@@ -10,7 +10,7 @@ use plinth_image::job::{self, ConvertRequest, CopyOptions};
 use super::create::{create_reason, link, secret};
 use super::getopt::{Parsed, parse};
 use super::names::{cache, format, known_format, number, number_between, qemu_name};
-use super::open::{How, how, image};
+use super::open::{How, how, image, path};
 use super::options::{NewOptions, can_have_backing, collect, help, help_wanted, sort};
 use super::refusal::refusal;
 use super::target::Target;
@@ -143,6 +143,7 @@ pub fn convert(args: Vec<String>) -> Result {
     let source_cache = cache(source_cache)
         .ok_or_else(|| Exit::failed(format!("Invalid source cache option: {source_cache}")))?;
     let from = How { cache: source_cache, ..how(&parsed, true)? };
+    known_format(out_format)?;
     block_on(async {
         let mut nodes: Vec<NodeRef> = Vec::new();
         let mut first: Option<Rc<dyn Image>> = None;
@@ -191,6 +192,20 @@ fn check_bitmaps(parsed: &Parsed, source: Option<&dyn Image>, sources: usize) ->
         )));
     }
     Ok(broken)
+}
+
+/// Stores the first block of a raw image, as QEMU does: who opens it past the page cache finds out about alignment
+/// by reading a stored block.
+fn store_first_block(path: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    const BLOCK: usize = 4096;
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Ok(());
+    }
+    let mut block = [0; BLOCK];
+    let len = file.read_at(&mut block, 0)?;
+    if block[..len].iter().all(|&b| b == 0) { file.write_all_at(&block[..len], 0) } else { Ok(()) }
 }
 
 struct Job<'a> {
@@ -321,6 +336,11 @@ impl Job<'_> {
         .await?;
         self.salvaged(&report);
         files.finish().map_err(|e| failed(reason(&e)))?;
+        if out == Format::Raw
+            && let Some(path) = path(target, false)
+        {
+            store_first_block(&path).map_err(|e| failed(e.to_string()))?;
+        }
         if self.bitmaps_wanted() {
             let how = How { secrets: self.from.secrets.clone(), ..How::default() };
             let made = image(target, Some(name), false, &how).await?;

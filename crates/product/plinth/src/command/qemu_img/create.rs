@@ -7,7 +7,7 @@ use plinth_image::graph::{Cache, IoBuf};
 use plinth_image::job;
 
 use super::getopt::parse;
-use super::open::{How, image};
+use super::open::{How, image, is_no_file};
 use super::options::{NewOptions, can_have_backing, collect, formatting, help, help_wanted, sort};
 use super::refusal::refusal;
 use super::secret::{passphrase, secrets};
@@ -34,7 +34,7 @@ pub fn create_reason(e: &plinth_image::Error, file: &str) -> String {
 pub async fn link(file: &str, backing: &str, format: Option<Format>, how: &How) -> Result<(Backing, u64)> {
     let path = beside(file, backing);
     let how = How { read_only: true, share: true, allowed: vec![path.clone()], ..how.clone() };
-    let named = path.to_str().unwrap_or(backing);
+    let named = if is_no_file(backing) { backing } else { path.to_str().unwrap_or(backing) };
     let below = image(named, format.map(names::qemu_name), false, &how).await?;
     let identity = below.describe().identity;
     let format = Some(format.unwrap_or(below.format()));
@@ -114,7 +114,10 @@ pub fn run(args: Vec<String>) -> Result {
                 backing = Some(link.into());
             } else {
                 let (link, bytes) = link(file, below, below_format, &how).await.map_err(|e| match e {
-                    Exit::Failed(why, _) => failed(format!("{}\nCould not open backing image.", inner(&why))),
+                    Exit::Failed(why, _) => {
+                        let why = inner(&why, below);
+                        failed(format!("{why}\nCould not open backing image."))
+                    }
                     other => other,
                 })?;
                 if below_format.is_none() {
@@ -157,6 +160,7 @@ pub fn secret(new: &NewOptions, how: &How) -> std::result::Result<Option<std::rc
 }
 
 /// A message without what it was about.
-fn inner(why: &str) -> &str {
-    why.split_once("': ").map_or(why, |(_, rest)| rest)
+fn inner<'a>(why: &'a str, name: &str) -> &'a str {
+    let whole = why.strip_prefix("Could not open '").and_then(|w| w.strip_prefix(name)?.strip_prefix("': "));
+    whole.or(why.split_once("': ").map(|(_, rest)| rest)).unwrap_or(why)
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::getopt::parse;
 use super::json::{human, pretty};
 use super::names::{json_wanted, qemu_name, show_size};
-use super::open::{How, how, image, path, trust};
+use super::open::{How, how, image, path, shown, trust};
 use super::{Exit, Result, block_on, reason, say, snapshot};
 
 /// Images above each other that are shown at most.
@@ -67,8 +67,9 @@ fn value(image: &dyn Image, name: &str, path: &Path, how: &How) -> Value {
             let shown = if joined.exists() { joined } else { real };
             map.insert("full-backing-filename".into(), json!(shown));
         }
-        if let Some(f) = link.format {
-            map.insert("backing-filename-format".into(), qemu_name(f).into());
+        let format = link.format.map(|f| qemu_name(f).to_owned()).or(d.unknown_backing_format);
+        if let Some(format) = format {
+            map.insert("backing-filename-format".into(), format.into());
         }
     }
     let snapshots = image.snapshots().map(|s| s.list()).unwrap_or_default();
@@ -184,9 +185,9 @@ pub fn run(args: Vec<String>) -> Result {
                 return Err(Exit::failed(format!("Backing file '{name}' creates an infinite loop.")));
             }
             seen.push(real);
-            let described = opts || name.starts_with("json:") || name.starts_with("file:");
-            let plain = if described { file.to_str().filter(|f| !f.is_empty()) } else { None };
-            all.push(value(&*image, plain.unwrap_or(&name), &file, &how));
+            let named = opts || name.starts_with("json:") || name.starts_with("file:");
+            let name = if named { shown(&name, opts) } else { name };
+            all.push(value(&*image, &name, &file, &how));
             if let Some(link) = image.describe().backing.filter(|_| chain) {
                 let below = backing_path(&file, &link.name, &trust(&how))
                     .map_err(|e| Exit::failed(format!("Could not open '{}': {}", link.name, reason(&e))))?;

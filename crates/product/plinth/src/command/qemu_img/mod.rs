@@ -22,6 +22,7 @@ mod names;
 mod nbd;
 mod open;
 mod options;
+mod quorum;
 mod refusal;
 mod resize;
 mod secret;

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use plinth_image::format::raw::RawImage;
 use plinth_image::format::{Image, OpenOptions};
 use plinth_image::graph::{Extent, Io, IoBuf, Node, NodeInfo, ReadNode, check_range};
+use plinth_nbd::ALLOCATION_DEPTH;
 use plinth_nbd::client::{self, NbdNode};
 use plinth_nbd::uri::{Address, PORT, Uri};
 
@@ -47,18 +48,27 @@ pub async fn open(tree: &mut Tree, read_only: bool) -> Result<Rc<dyn Image>, Str
     };
     let node = client::open(&uri, &options).await.map_err(|e| e.to_string())?;
     let Some(bitmap) = bitmap else { return Ok(Rc::new(RawImage::new(Rc::new(node), read_only))) };
-    let dirty = node.dirty().await.map_err(|e| e.to_string())?;
-    let dirty = dirty.ok_or_else(|| format!("The server has no bitmap '{bitmap}'"))?;
-    Ok(Rc::new(Through { node: Rc::new(Dirty { node, dirty }), image: None }))
+    let marks = node.marks().await.map_err(|e| e.to_string())?;
+    let mut marks = marks.ok_or_else(|| format!("The server has no bitmap '{bitmap}'"))?;
+    if bitmap == ALLOCATION_DEPTH {
+        marks.iter_mut().for_each(|m| m.2 = m.2.min(ZERO));
+    }
+    Ok(Rc::new(Through { node: Rc::new(Marked { node, marks }), image: None }))
 }
 
-/// An export whose status is that of a bitmap: what is marked in it is shown as not there.
-struct Dirty {
+/// Flags of the context `base:allocation`.
+const HOLE: u64 = 1;
+const ZERO: u64 = 1 << 1;
+
+/// An export whose status is what another metadata context says, taken as if it were about what is allocated: what
+/// is marked in a bitmap is shown as not there; of depths, those below the first are shown as zeros.
+struct Marked {
     node: NbdNode,
-    dirty: Vec<(u64, u64)>,
+    /// First byte, length, flags; without gaps.
+    marks: Vec<(u64, u64, u64)>,
 }
 
-impl ReadNode for Dirty {
+impl ReadNode for Marked {
     fn info(&self) -> &NodeInfo {
         self.node.info()
     }
@@ -76,13 +86,15 @@ impl ReadNode for Dirty {
             check_range(self, "look at", offset, len)?;
             let end = offset + len;
             // The first range that ends behind the start.
-            let next = self.dirty.partition_point(|(at, n)| at + n <= offset);
-            Ok(match self.dirty.get(next) {
-                Some(&(at, n)) if at <= offset => {
-                    Extent { zero: false, ..Extent::hole((at + n).min(end) - offset) }
-                }
-                Some(&(at, _)) => Extent::stored(at.min(end) - offset, Some(offset)),
-                None => Extent::stored(len, Some(offset)),
+            let next = self.marks.partition_point(|(at, n, _)| at + n <= offset);
+            let Some(&(at, n, flags)) = self.marks.get(next) else {
+                return Ok(Extent::stored(len, Some(offset)));
+            };
+            let len = (at + n).min(end) - offset;
+            let zero = flags & ZERO != 0;
+            Ok(match flags & HOLE {
+                0 => Extent { zero, ..Extent::stored(len, Some(offset)) },
+                _ => Extent { zero, ..Extent::hole(len) },
             })
         })
     }

@@ -16,10 +16,11 @@ use plinth_nbd::uri::Uri;
 use super::blkdebug::{self, Faults};
 use super::getopt::Parsed;
 use super::links::Given;
+use super::quorum::Quorum;
 use super::secret::{Secrets, passphrase, secrets};
 use super::through::Through;
 use super::tree::Tree;
-use super::{Exit, Result, names, nbd, reason};
+use super::{Exit, Result, names, nbd, quorum, reason};
 use crate::command::disk::open_source;
 
 /// How to open an image.
@@ -99,6 +100,23 @@ pub fn path(name: &str, image_opts: bool) -> Option<PathBuf> {
             tree.filename().map(|n| PathBuf::from(n.strip_prefix("file:").unwrap_or(n)))
         }
     }
+}
+
+/// True for a name that the user gives to something else than a file: an address, a description.
+pub fn is_no_file(name: &str) -> bool {
+    matches!(understand(name, false), Ok(Named::Address(_) | Named::Described(_)))
+}
+
+/// What is shown as the name of an image: the description, where it says more than which file.
+pub fn shown(name: &str, image_opts: bool) -> String {
+    match understand(name, image_opts) {
+        Ok(Named::Described(tree)) => {
+            tree.shown().or_else(|| path(name, image_opts)?.to_str().map(Into::into))
+        }
+        _ => path(name, image_opts).and_then(|p| p.to_str().map(Into::into)),
+    }
+    .filter(|n: &String| !n.is_empty())
+    .unwrap_or_else(|| name.to_owned())
 }
 
 /// The safe rules, with what the user has allowed.
@@ -286,7 +304,8 @@ impl Opening<'_> {
             match driver.as_deref() {
                 None => {}
                 Some(
-                    "file" | "host_device" | "nbd" | "http" | "https" | "null-co" | "null-aio" | "blkdebug",
+                    "file" | "host_device" | "nbd" | "http" | "https" | "null-co" | "null-aio" | "blkdebug"
+                    | "quorum",
                 ) => {
                     tree.options.insert("driver".into(), driver.unwrap_or_default());
                     return match self.below(tree, read_only, &general).await? {
@@ -369,17 +388,21 @@ impl Opening<'_> {
         Ok(Rc::new(RawImage::new(Rc::new(part), read_only)))
     }
 
+    /// A file, whatever it holds.
+    fn plain_file(&self, path: &Path, options: &OpenOptions) -> Why<NodeRef> {
+        let read_only = options.read_only;
+        let file = FileOptions { read_only, cache: options.cache, share: options.share };
+        let opened = FileNode::open(path, &file);
+        Ok(Rc::new(opened.map_err(|e| open_reason(&e, path, read_only))?))
+    }
+
     /// What a description says of the image below and of the data file.
     async fn given(&self, tree: &mut Tree, read_only: bool, options: &OpenOptions) -> Why<Option<Given>> {
         let mut given = Given::default();
         if let Some(data) = tree.below.remove("data-file") {
             given.data = Some(match self.below(data, read_only, &General::default()).await? {
                 Below::Image(node, _) => node,
-                Below::File(path) => {
-                    let file = FileOptions { read_only, cache: options.cache, share: options.share };
-                    let opened = FileNode::open(&path, &file);
-                    Rc::new(opened.map_err(|e| open_reason(&e, &path, read_only))?)
-                }
+                Below::File(path) => self.plain_file(&path, &OpenOptions { read_only, ..options.clone() })?,
             });
         }
         if let Some(backing) = tree.below.remove("backing")
@@ -439,12 +462,35 @@ impl Opening<'_> {
                     Some(inner) => inner,
                     None => return Err("A block device must be specified for \"image\"".to_owned()),
                 };
-                // Without a driver it is a file, whatever it holds.
-                let format = inner.get("driver").is_none().then_some(Format::Raw);
-                let image = self.image(inner, format, read_only || general.read_only == Some(true)).await?;
-                let node = faults.over(image.clone());
+                let read_only = read_only || general.read_only == Some(true);
+                // Without a driver it is a file, whatever it holds. Files grow where they are written to.
+                let (inner, image): (NodeRef, _) =
+                    match Box::pin(self.below(inner, read_only, general)).await? {
+                        Below::File(path) => {
+                            let options = self.options(None, read_only, None);
+                            (self.plain_file(&path, &options)?, None)
+                        }
+                        Below::Image(image, _) => (image.clone(), Some(image)),
+                    };
+                let node = faults.over(inner);
                 self.faults.borrow_mut().push(node.armed());
-                Below::Image(Rc::new(Through { node: Rc::new(node), image: Some(image) }), file)
+                Below::Image(Rc::new(Through { node: Rc::new(node), image }), file)
+            }
+            "quorum" => {
+                let (described, votes) = quorum::described(&mut tree)?;
+                let mut copies = Vec::new();
+                for copy in described {
+                    // Without a driver it is a file, whatever it holds.
+                    let format = copy.get("driver").is_none().then_some(Format::Raw);
+                    copies.push(self.image(copy, format, read_only).await?);
+                }
+                let node = Quorum::new(copies, votes)?;
+                Below::Image(Rc::new(RawImage::new(Rc::new(node), read_only)), None)
+            }
+            // All of a file, which may grow.
+            "raw" if tree.options.is_empty() && tree.below.keys().eq(["file"]) => {
+                let file = tree.below.remove("file").unwrap_or_default();
+                return Box::pin(self.below(file, read_only, general)).await;
             }
             _ => {
                 tree.options.insert("driver".into(), driver);

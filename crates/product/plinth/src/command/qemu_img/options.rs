@@ -6,6 +6,7 @@ use plinth_image::format::{Format, OptionKind, Options};
 use super::getopt::{Parsed, parse};
 use super::names::{known_format, qemu_name, size};
 use super::open::{How, image};
+use super::refusal::amend_refusal;
 use super::secret::{resolved, secrets};
 use super::{Exit, Result, block_on, reason, say};
 
@@ -284,15 +285,29 @@ pub fn amend(args: Vec<String>) -> Result {
             return Err(Exit::failed(format!("Format driver '{name}' does not support option amendment")));
         }
         if options.text("backing_file").is_some() || options.text("backing_fmt").is_some() {
-            return Err(Exit::failed("Cannot amend the backing file"));
+            let why = "Cannot amend the backing file\nYou can use 'qemu-img rebase' instead.";
+            return Err(Exit::failed(why));
+        }
+        if let Some(why) = amend_refusal(&*image, &options) {
+            return Err(Exit::failed(why));
         }
         let failed = |e: plinth_image::Error| Exit::failed(reason(&e));
         let mut options = resolved(&options, &how.secrets)?;
         let new_size = options.remove("size").map(|text| bytes("size", &text)).transpose()?;
-        image.amend(&options).await.map_err(failed)?;
-        if let Some(new) = new_size {
-            image.resize(new.next_multiple_of(SECTOR)).await.map_err(failed)?;
+        if parsed.has("force") {
+            let key = |prefix: &str| options.text(&format!("{prefix}state")).is_some();
+            let force = [("encrypt.", "encrypt.force"), ("", "force")].into_iter().find(|f| key(f.0));
+            force.into_iter().for_each(|f| options.set(f.1, "on"));
         }
+        // An old version can have no other size than its snapshots have.
+        let first = matches!(options.text("compat"), Some("0.10" | "v2"));
+        let resize = async |now: bool| match new_size {
+            Some(new) if now => image.resize(new.next_multiple_of(SECTOR)).await.map_err(failed),
+            _ => Ok(()),
+        };
+        resize(first).await?;
+        image.amend(&options).await.map_err(failed)?;
+        resize(!first).await?;
         image.close().await.map_err(failed)
     })
 }

@@ -1,6 +1,6 @@
 //! What QEMU refuses to create, in its words: scripts look for them. The formats themselves refuse the same.
 
-use plinth_image::format::{Format, OptionKind};
+use plinth_image::format::{Format, Image, OptionKind, Options};
 
 use super::options::NewOptions;
 
@@ -91,10 +91,55 @@ fn qcow2(new: &NewOptions, bytes: u64) -> Option<String> {
     rules.into_iter().find(|r| r.0).map(|r| r.1)
 }
 
+/// Why QEMU would not change options of an image in this way, where it has words of its own for it.
+pub fn amend_refusal(image: &dyn Image, options: &Options) -> Option<String> {
+    const QCOW2: [&str; 6] =
+        ["compat", "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits", "size"];
+    const KEYS: [&str; 5] = ["state", "keyslot", "new-secret", "old-secret", "iter-time"];
+    let format = image.format();
+    let (own, prefix): (&[&str], &str) = match format {
+        Format::Luks => (&[], ""),
+        _ => (&QCOW2, "encrypt."),
+    };
+    for (name, _) in options.iter() {
+        if own.contains(&name) || name.strip_prefix(prefix).is_some_and(|n| KEYS.contains(&n)) {
+            continue;
+        }
+        let known = format.driver().is_some_and(|d| d.options.iter().any(|o| o.name == name));
+        let only = if known { "\nThis option is only supported for image creation" } else { "" };
+        return Some(format!("Invalid parameter '{name}'{only}"));
+    }
+    if format != Format::Qcow2 {
+        return None;
+    }
+    let details = image.describe().details;
+    let old = match options.text("compat") {
+        Some("0.10" | "v2") => true,
+        Some("1.1" | "v3") => false,
+        Some(other) => return Some(format!("Unknown compatibility level {other}")),
+        None => details["compat"] == "0.10",
+    };
+    let bits = options.number("refcount_bits").ok()?;
+    let other_bits = |n: Option<u64>| n.is_some_and(|n| n != 16);
+    let rules = [
+        (
+            old && options.flag("lazy_refcounts") == Some(true),
+            "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)",
+        ),
+        (
+            old && other_bits(bits),
+            "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)",
+        ),
+        (
+            old && bits.is_none() && other_bits(details["refcount-bits"].as_u64()),
+            "compat=0.10 requires refcount_bits=16",
+        ),
+    ];
+    rules.into_iter().find(|r| r.0).map(|r| r.1.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
-    use plinth_image::format::Options;
-
     use super::*;
 
     #[test]

@@ -9,33 +9,42 @@ use serde_json::Value;
 pub struct Tree {
     /// Options that are not other nodes, with dots between the levels of their names.
     pub options: BTreeMap<String, String>,
-    /// Nodes below, by what they are for: `file`, `image`, `backing`, `data-file`.
+    /// Nodes below, by what they are for: `file`, `image`, `backing`, `data-file`, `children.0` and so on.
     pub below: BTreeMap<String, Tree>,
 }
 
 /// What nodes below are called.
 const BELOW: [&str; 4] = ["file", "image", "backing", "data-file"];
 
+/// The node below that an option with a dotted name belongs to, and the option's name there.
+fn part_of(key: &str) -> Option<(&str, &str)> {
+    if let Some(rest) = key.strip_prefix("children.") {
+        let (number, name) = rest.split_once('.')?;
+        let digits = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+        return digits.then(|| (&key[..key.len() - name.len() - 1], name));
+    }
+    let (node, name) = key.split_once('.')?;
+    BELOW.contains(&node).then_some((node, name))
+}
+
 impl Tree {
     /// Sorts options with dotted names.
     pub fn new(map: BTreeMap<String, String>) -> Self {
         let mut tree = Self::default();
-        let mut parts: BTreeMap<&str, BTreeMap<String, String>> = BTreeMap::new();
+        let mut parts: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
         for (key, value) in map {
-            let below = BELOW.iter().find(|b| key.strip_prefix(**b).is_some_and(|k| k.starts_with('.')));
-            match below {
-                Some(below) => {
-                    parts.entry(below).or_default().insert(key[below.len() + 1..].to_owned(), value);
+            match part_of(&key) {
+                Some((node, name)) => {
+                    parts.entry(node.to_owned()).or_default().insert(name.to_owned(), value);
                 }
                 // The value alone is the name of a file; without one, there is no such node.
                 None if BELOW.contains(&key.as_str()) && !value.is_empty() => {
-                    let name = BELOW.iter().find(|b| **b == key).copied().unwrap_or("file");
-                    parts.entry(name).or_default().insert("filename".to_owned(), value);
+                    parts.entry(key).or_default().insert("filename".to_owned(), value);
                 }
                 None => drop(tree.options.insert(key, value)),
             }
         }
-        tree.below = parts.into_iter().map(|(k, v)| (k.to_owned(), Self::new(v))).collect();
+        tree.below = parts.into_iter().map(|(k, v)| (k, Self::new(v))).collect();
         tree
     }
 
@@ -60,6 +69,32 @@ impl Tree {
     pub fn file(name: &str) -> Self {
         let options = BTreeMap::from([("filename".to_owned(), name.to_owned())]);
         Self { options, ..Self::default() }
+    }
+
+    /// The description as JSON, as far as it says more than the name of a file and its format.
+    pub fn shown(&self) -> Option<String> {
+        /// Drivers that the name of a file stands for.
+        const PLAIN: [&str; 2] = ["file", "host_device"];
+        let plain_file = |t: &Self| {
+            let plain = |(k, v): (&String, &String)| match k.as_str() {
+                "driver" => PLAIN.contains(&v.as_str()),
+                name => name == "filename",
+            };
+            t.below.is_empty() && t.options.iter().all(plain)
+        };
+        let plain = match (self.below.len(), self.below.get("file")) {
+            (1, Some(file)) => plain_file(file) && self.options.keys().all(|k| k == "driver"),
+            (0, _) => self.options.keys().all(|k| matches!(k.as_str(), "driver" | "filename")),
+            _ => false,
+        };
+        (!plain).then(|| format!("json:{}", self.json()))
+    }
+
+    fn json(&self) -> Value {
+        let mut map: serde_json::Map<String, Value> =
+            self.options.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect();
+        map.extend(self.below.iter().map(|(k, t)| (k.clone(), t.json())));
+        Value::Object(map)
     }
 
     /// An option.
@@ -145,6 +180,12 @@ mod tests {
         assert_eq!(tree.below["image"].get("driver"), Some("raw"));
         assert_eq!(Tree::from_options("x.raw").filename(), Some("x.raw"));
         assert_eq!(Tree::from_json("{'file':{'filename':'a\"b'}}").unwrap().filename(), Some("a\"b"));
+        let shown = |text: &str| Tree::from_options(text).shown();
+        assert_eq!(shown("driver=qcow2,file.driver=file,file.filename=x"), None);
+        assert_eq!(shown("driver=raw,filename=x"), None);
+        let more = shown("driver=qcow2,file.filename=x,encrypt.key-secret=s").unwrap();
+        assert_eq!(more, r#"json:{"driver":"qcow2","encrypt.key-secret":"s","file":{"filename":"x"}}"#);
+        assert!(shown("driver=qcow2,file.driver=blkdebug,file.image.filename=x").is_some());
         assert!(Tree::from_json("{").is_err() && Tree::from_json("3").is_err());
     }
 }
