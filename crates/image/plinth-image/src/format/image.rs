@@ -3,8 +3,8 @@
 use std::cell::Cell;
 
 use super::{Format, Options};
-use crate::Error;
 use crate::graph::{Io, IoBuf, IoData, Node, NodeInfo, NodeRef};
+use crate::{Error, ErrorKind};
 
 /// A reference to the image below, as it is written in the image above.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +37,19 @@ pub struct Description {
     pub identity: Option<String>,
     /// What only this format has, under the names that QEMU's `format-specific` uses where it has them.
     pub details: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Description {
+    /// The image below, for who opens it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if what is recorded as its format is unknown: then it is not guessed either.
+    pub fn backing_to_open(self) -> Result<Option<BackingLink>, Error> {
+        let Some(format) = self.unknown_backing_format else { return Ok(self.backing) };
+        let name = self.backing.map(|b| b.name).unwrap_or_default();
+        let why = format!("Could not open backing file: Unknown driver '{format}'");
+        Err(Error::new(ErrorKind::Unsupported, format!("cannot open '{name}'"), why))
+    }
 }
 
 /// What a check may change.

@@ -226,9 +226,13 @@ impl Core {
     }
 
     async fn open_backing(request: &OpenRequest, header: &Header) -> Result<Option<NodeRef>, Error> {
+        // What is not opened may be of a format that nobody knows.
+        if request.options.no_backing {
+            return Ok(None);
+        }
         match header.backing_link()? {
-            Some(link) if !request.options.no_backing => Ok(Some(request.links.open_backing(&link).await?)),
-            _ => Ok(None),
+            Some(link) => Ok(Some(request.links.open_backing(&link).await?)),
+            None => Ok(None),
         }
     }
 
@@ -303,7 +307,11 @@ impl Header {
         let Some(name) = &self.backing else { return Ok(None) };
         let format =
             self.extension(header::EXT_BACKING_FORMAT).map(|f| String::from_utf8_lossy(f).into_owned());
-        let format = format.filter(|f| !f.is_empty()).map(|f| f.parse()).transpose()?;
+        let known = |f: String| {
+            let why = format!("Could not open backing file: Unknown driver '{f}'");
+            f.parse().map_err(|_| Error::new(ErrorKind::Unsupported, format!("cannot open '{name}'"), why))
+        };
+        let format = format.filter(|f| !f.is_empty()).map(known).transpose()?;
         Ok(Some(BackingLink { name: name.clone(), format, identity: None }))
     }
 }

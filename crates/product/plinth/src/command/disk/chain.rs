@@ -49,7 +49,7 @@ pub fn commit(args: &CommitArgs, global: &Global) -> Result<ExitCode> {
         let options = open_options(&image.open, image.format, args.keep)?;
         let options = OpenOptions { no_backing: true, ..options };
         let top = open(&image.path, &options).await.map_err(failed)?.image;
-        let Some(link) = top.describe().backing else {
+        let Some(link) = top.describe().backing_to_open().map_err(failed)? else {
             let what = format!("'{}' has no backing image", image.path.display());
             return Err(Failure::new(Code::Failed, what));
         };

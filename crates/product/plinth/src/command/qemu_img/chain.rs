@@ -11,7 +11,7 @@ use super::convert::with_progress;
 use super::create::{beside, link};
 use super::getopt::parse;
 use super::names::{cache, format, number, qemu_name};
-use super::open::{How, described_below, how, image, path, trust};
+use super::open::{How, described_below, how, image, link_of, path, trust};
 use super::{Exit, Result, block_on, reason, say};
 
 fn failed(e: plinth_image::Error) -> Exit {
@@ -38,7 +38,7 @@ pub fn commit(args: Vec<String>) -> Result {
             // Every image between the top and the base is written down, the lowest first.
             let mut chain: Vec<Rc<dyn Image>> = Vec::new();
             loop {
-                let Some(below) = top.describe().backing else {
+                let Some(below) = link_of(&*top)? else {
                     return Err(Exit::failed(match parsed.value("b") {
                         Some(base) => format!("Did not find '{base}' in the backing chain of '{name}'"),
                         None => "Image does not have a backing file".to_owned(),

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::getopt::parse;
 use super::json::{human, pretty};
 use super::names::{json_wanted, qemu_name, show_size};
-use super::open::{How, how, image, path, shown, trust};
+use super::open::{How, how, image, link_of, path, shown, trust};
 use super::{Exit, Result, block_on, reason, say, snapshot};
 
 /// Images above each other that are shown at most.
@@ -188,7 +188,8 @@ pub fn run(args: Vec<String>) -> Result {
             let named = opts || name.starts_with("json:") || name.starts_with("file:");
             let name = if named { shown(&name, opts) } else { name };
             all.push(value(&*image, &name, &file, &how));
-            if let Some(link) = image.describe().backing.filter(|_| chain) {
+            let link = if chain { link_of(&*image)? } else { None };
+            if let Some(link) = link {
                 let below = backing_path(&file, &link.name, &trust(&how))
                     .map_err(|e| Exit::failed(format!("Could not open '{}': {}", link.name, reason(&e))))?;
                 let shown = file.parent().unwrap_or(Path::new("")).join(&link.name);

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use futures_util::future::LocalBoxFuture;
 use plinth_image::ErrorKind;
 use plinth_image::format::{
-    Format, Image, Links, NoLinks, OpenOptions, Opened, Trust, file_links, open, open_linked_node, open_node,
-    raw::RawImage,
+    BackingLink, Format, Image, Links, NoLinks, OpenOptions, Opened, Trust, file_links, open,
+    open_linked_node, open_node, raw::RawImage,
 };
 use plinth_image::graph::{Cache, FileNode, FileOptions, HttpNode, MemoryNode, NodeRef, SliceNode};
 use plinth_nbd::uri::Uri;
@@ -100,6 +100,14 @@ pub fn path(name: &str, image_opts: bool) -> Option<PathBuf> {
             tree.filename().map(|n| PathBuf::from(n.strip_prefix("file:").unwrap_or(n)))
         }
     }
+}
+
+/// The image below, as an image names it.
+///
+/// # Errors
+/// Its format is one that nobody knows, and it is not guessed.
+pub fn link_of(image: &dyn Image) -> Result<Option<BackingLink>> {
+    image.describe().backing_to_open().map_err(|e| Exit::failed(reason(&e)))
 }
 
 /// True for a name that the user gives to something else than a file: an address, a description.
