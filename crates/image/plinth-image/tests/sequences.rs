@@ -561,18 +561,19 @@ async fn sequence(kind: &'static Kind, seed: u64, dir: &Path) -> Result<u64, Str
             side.peer("qemu-img", &args).map_err(|e| wrong(format!("image {n}: {e}")))?;
         }
     }
-    if kind.format == Format::Luks {
-        let mut args = vec!["compare", "-q"];
-        let [a, b] = sides
-            .each_ref()
-            .map(|s| format!("driver=luks,key-secret=s,file.filename={}", s.path(TOP).display()));
-        args.extend(["--object", "secret,id=s,data=123456", "--image-opts", &a, &b]);
-        sides[0].peer("qemu-img", &args).map_err(wrong)?;
-    } else {
-        let other = sides[1].path(TOP);
-        let args = ["compare", "-q", "-f", kind.peer, "-F", kind.peer, TOP, other.to_str().unwrap()];
-        sides[0].peer("qemu-img", &args).map_err(wrong)?;
-    }
+    let [a, b] = sides.each_ref().map(|side| {
+        let image = format!("driver={},file.filename={}", kind.peer, side.path(TOP).display());
+        match kind {
+            _ if kind.format == Format::Luks => image + ",key-secret=s",
+            // QEMU looks for it in the folder where it runs.
+            _ if kind.ours.contains("data_file") => {
+                format!("{image},data-file.filename={}", side.path("data").display())
+            }
+            _ => image,
+        }
+    });
+    let args = ["compare", "-q", "--object", "secret,id=s,data=123456", "--image-opts", &a, &b];
+    sides[0].peer("qemu-img", &args).map_err(wrong)?;
     Ok(steps)
 }
 
