@@ -26,6 +26,18 @@ pub fn share(file: BorrowedFd<'_>, byte: i64) -> io::Result<()> {
     if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Gives up the locks on `len` bytes from `first` on: at once, also where the kernel still holds the open file for
+/// requests that it has completed.
+///
+/// # Errors
+/// As fcntl(2).
+pub fn release(file: BorrowedFd<'_>, first: i64, len: i64) -> io::Result<()> {
+    let lock = libc::flock { l_len: len, ..one_byte(libc::F_UNLCK, first) };
+    // SAFETY: as above.
+    let r = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) };
+    if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// True if another open file description holds a lock of any kind on `byte`.
 ///
 /// # Errors

@@ -86,7 +86,7 @@ fn power_cuts_lose_nothing_that_was_flushed() {
 }
 
 #[test]
-fn power_cuts_around_snapshots_lose_nothing() {
+fn power_cuts_around_snapshots_and_emptying_lose_nothing() {
     let (seeds, cuts) = if is_long() { (26, 80) } else { (2, 30) };
     for (options, cluster, size) in
         VARIANTS.into_iter().filter(|v| !v.0.contains("data_file") && !v.0.contains("bits=1"))
@@ -116,13 +116,15 @@ async fn snapshots_and_cuts(
     let shadow = Shadow::default();
     let template = Snapshot { name: "s".to_owned(), ..Snapshot::default() };
     let snapshots = image.snapshots().unwrap();
-    for part in 0..6 {
+    for part in 0..8 {
         let work = Workload { cluster, ..Workload::new(seed * 100 + part, 30) };
         work.run(&*image, &shadow, &|| world.tick()).await?;
-        match part {
-            0 | 2 | 3 => drop(snapshots.create(&template).await.map_err(|e| e.to_string())?),
-            _ => snapshots.delete("s").await.map_err(|e| e.to_string())?,
-        }
+        let done = match part {
+            0 | 2 | 3 => snapshots.create(&template).await.map(drop),
+            4 | 6 => shadow.empty(image.size(), &|| world.tick(), image.make_empty()).await,
+            _ => snapshots.delete("s").await,
+        };
+        done.map_err(|e| e.to_string())?;
     }
     shadow.verify(&*image, None).await?;
     image.close().await.map_err(|e| e.to_string())?;

@@ -332,6 +332,17 @@ impl Side {
     }
 }
 
+/// What QEMU 10.0 does wrong.
+fn peer_cannot(kind: &Kind, step: &Step) -> bool {
+    match step {
+        // It loses zeros when it rebases images of version 2, which cannot note them.
+        Step::Rebase(_) => kind.ours.contains("0.10"),
+        // It changes the base's content ID and not what the image over it says of that, and cannot read that any more.
+        Step::Commit => kind.format == Format::Vmdk,
+        _ => false,
+    }
+}
+
 fn base_name(n: usize) -> String {
     format!("base{n}")
 }
@@ -517,10 +528,7 @@ async fn sequence(kind: &'static Kind, seed: u64, dir: &Path) -> Result<u64, Str
         let ours = usize::from(random.one_in(2));
         log.push((ours, step.clone()));
         let result = match sides[ours].does(&step).await {
-            // QEMU 10.0 loses zeros when it rebases images of version 2, which cannot note them.
-            Ok(()) if matches!(step, Step::Rebase(_)) && kind.ours.contains("0.10") => {
-                sides[1 - ours].does(&step).await
-            }
+            Ok(()) if peer_cannot(kind, &step) => sides[1 - ours].does(&step).await,
             Ok(()) => sides[1 - ours].peer_does(&step),
             failed => failed,
         };
@@ -553,18 +561,19 @@ async fn sequence(kind: &'static Kind, seed: u64, dir: &Path) -> Result<u64, Str
             side.peer("qemu-img", &args).map_err(|e| wrong(format!("image {n}: {e}")))?;
         }
     }
-    if kind.format == Format::Luks {
-        let mut args = vec!["compare", "-q"];
-        let [a, b] = sides
-            .each_ref()
-            .map(|s| format!("driver=luks,key-secret=s,file.filename={}", s.path(TOP).display()));
-        args.extend(["--object", "secret,id=s,data=123456", "--image-opts", &a, &b]);
-        sides[0].peer("qemu-img", &args).map_err(wrong)?;
-    } else {
-        let other = sides[1].path(TOP);
-        let args = ["compare", "-q", "-f", kind.peer, "-F", kind.peer, TOP, other.to_str().unwrap()];
-        sides[0].peer("qemu-img", &args).map_err(wrong)?;
-    }
+    let [a, b] = sides.each_ref().map(|side| {
+        let image = format!("driver={},file.filename={}", kind.peer, side.path(TOP).display());
+        match kind {
+            _ if kind.format == Format::Luks => image + ",key-secret=s",
+            // QEMU looks for it in the folder where it runs.
+            _ if kind.ours.contains("data_file") => {
+                format!("{image},data-file.filename={}", side.path("data").display())
+            }
+            _ => image,
+        }
+    });
+    let args = ["compare", "-q", "--object", "secret,id=s,data=123456", "--image-opts", &a, &b];
+    sides[0].peer("qemu-img", &args).map_err(wrong)?;
     Ok(steps)
 }
 

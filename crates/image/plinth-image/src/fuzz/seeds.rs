@@ -235,9 +235,31 @@ async fn bundle() -> Seed {
         let part = make(driver, plan("cluster_size=64k", 1 << 20)).await.expect("as for the others");
         files.0.insert(name.to_owned(), part.files.main());
     }
-    files.0.insert("plain.hds".to_owned(), Rc::new(MemoryNode::with("plain.hds", &[3; 4096])));
+    let plain = MemoryNode::with("plain.hds", &[3; 4096]);
+    plain.set_size(1 << 20);
+    files.0.insert("plain.hds".to_owned(), Rc::new(plain));
     files.set_main(MemoryNode::with(MAIN, samples::PARALLELS_BUNDLE.as_bytes()));
-    Seed::new(files, None)
+    let driver = Format::Parallels.driver().expect("there is one");
+    let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+    let request = OpenRequest { file: files.main(), links: Rc::new(files.clone()), options };
+    let image = (driver.open)(request).await.expect("it was made for it");
+    let contents = contents(&*image).await.expect("as for the others");
+    Seed::new(files, Some(contents))
+}
+
+async fn contents(image: &dyn Image) -> Result<MemoryNode, Error> {
+    let contents = MemoryNode::new("contents");
+    contents.set_size(image.size());
+    let mut at = 0;
+    while at < image.size() {
+        let n = (image.size() - at).min(65536);
+        let bytes = image.read(at, IoBuf::new(n as usize)).await?;
+        if !crate::graph::is_zero(&bytes) {
+            contents.put(at, &bytes);
+        }
+        at += n;
+    }
+    Ok(contents)
 }
 
 async fn create(
@@ -287,21 +309,11 @@ async fn make(driver: &'static Driver, plan: Plan) -> Result<Seed, Error> {
         (driver.open)(OpenRequest { file, links: Rc::new(open_files.clone()), options }).await?
     };
     fill(&*image, plan).await?;
-    let contents = MemoryNode::new("contents");
-    contents.set_size(image.size());
     if !plan.crashed {
         image.close().await?;
     }
     add(&mut files, &output);
-    let mut at = 0;
-    while at < image.size() {
-        let n = (image.size() - at).min(65536);
-        let bytes = image.read(at, IoBuf::new(n as usize)).await?;
-        if !crate::graph::is_zero(&bytes) {
-            contents.put(at, &bytes);
-        }
-        at += n;
-    }
+    let contents = contents(&*image).await?;
     Ok(Seed::new(files, Some(contents)))
 }
 

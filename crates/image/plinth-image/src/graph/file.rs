@@ -59,6 +59,15 @@ pub struct FileNode {
     lacks_hole: Cell<bool>,
 }
 
+impl Drop for FileNode {
+    fn drop(&mut self) {
+        // Not while a request is under way that nobody waits for any more.
+        if Arc::strong_count(&self.file) == 1 {
+            lock::release(&self.file);
+        }
+    }
+}
+
 impl FileNode {
     /// Opens and locks a file.
     ///

@@ -114,6 +114,25 @@ impl Shadow {
             || later.iter().any(|v| begun(v) && self.is(sector, Some(v.stamp), bytes))
     }
 
+    /// Notes that `work` makes all of a disk zeros, of `size` bytes.
+    ///
+    /// # Errors
+    /// The work's: the disk then holds what it held, or zeros.
+    pub async fn empty<E>(
+        &self,
+        size: u64,
+        now: &dyn Fn() -> usize,
+        work: impl Future<Output = Result<(), E>>,
+    ) -> Result<(), E> {
+        let submitted = now();
+        let notes: Vec<_> = (0..size / SECTOR).map(|s| (s, self.note(s, 0, submitted))).collect();
+        work.await?;
+        for (sector, index) in notes {
+            self.complete(sector, index, now());
+        }
+        Ok(())
+    }
+
     /// Requests that failed.
     #[must_use]
     pub fn failed(&self) -> u64 {

@@ -1,5 +1,9 @@
 //! Bundles: a `DiskDescriptor.xml` that names the disk's parts and, for each, the images of its snapshots. They are
-//! read, and created with one part and no snapshots.
+//! created with one part and no snapshots.
+//!
+//! Only the newest image of a part is written. Where there are others below it, a cluster that it does not have is
+//! written whole, with what is below around the new data; and as the format has no mark for zeros that hide what is
+//! below, zeros are written as data there, and nothing is ever given back.
 
 use std::collections::HashMap;
 
@@ -8,7 +12,7 @@ use serde_json::json;
 
 use super::image::ParallelsImage;
 use crate::format::{CheckReport, Description, Format, Image, Links, Progress, Repair};
-use crate::graph::{Extent, Io, IoBuf, Node, NodeInfo, NodeRef, ReadNode, check_range};
+use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, RangeLocks, check_range};
 use crate::ovf::escape;
 use crate::{Error, ErrorKind, SECTOR};
 
@@ -81,10 +85,22 @@ pub fn is_descriptor(head: &[u8]) -> bool {
     start && head.windows(mark.len()).any(|w| w == mark)
 }
 
+/// Zeros that are written as data at once, at most.
+const ZEROS: u64 = 1 << 20;
+
 /// One image of one part.
 enum Layer {
     Sparse(Box<ParallelsImage>),
     Plain(NodeRef),
+}
+
+impl Layer {
+    fn node(&self) -> &dyn Node {
+        match self {
+            Self::Sparse(disk) => &**disk,
+            Self::Plain(file) => &**file,
+        }
+    }
 }
 
 /// A part of the disk, and its images, the newest first.
@@ -92,6 +108,8 @@ struct Part {
     start: u64,
     end: u64,
     layers: Vec<Layer>,
+    /// Clusters that the newest image is just given.
+    locks: RangeLocks,
 }
 
 /// A disk of several images.
@@ -199,7 +217,7 @@ fn plan(text: &str) -> Result<(u64, Vec<Plan>, Vec<String>), String> {
 ///
 /// # Errors
 /// It, or an image that it names, is wrong or not supported; the images may not be opened.
-pub async fn open(file: NodeRef, links: &dyn Links) -> Result<Bundle, Error> {
+pub async fn open(file: NodeRef, links: &dyn Links, read_only: bool) -> Result<Bundle, Error> {
     let name = file.info().name.clone();
     let refused = |why: String| {
         let kind = if why.contains("not supported") { ErrorKind::Unsupported } else { ErrorKind::Corrupt };
@@ -214,10 +232,12 @@ pub async fn open(file: NodeRef, links: &dyn Links) -> Result<Bundle, Error> {
     let mut parts = Vec::new();
     for Plan { start, end, images } in plans {
         let mut layers = Vec::new();
-        for (sparse, image) in images {
-            let node = links.open_file(&image, true).await?;
+        for (n, (sparse, image)) in images.into_iter().enumerate() {
+            // Only the newest one is written.
+            let read_only = read_only || n > 0;
+            let node = links.open_file(&image, read_only).await?;
             let (layer, len) = if sparse {
-                let disk = ParallelsImage::open(node, true).await?;
+                let disk = ParallelsImage::open(node, read_only).await?;
                 let len = disk.size();
                 (Layer::Sparse(Box::new(disk)), len)
             } else {
@@ -229,10 +249,11 @@ pub async fn open(file: NodeRef, links: &dyn Links) -> Result<Bundle, Error> {
             }
             layers.push(layer);
         }
-        parts.push(Part { start, end, layers });
+        parts.push(Part { start, end, layers, locks: RangeLocks::default() });
     }
-    let info = NodeInfo { name, read_only: true, block: SECTOR as u32 };
-    Ok(Bundle { info, size, parts, snapshots })
+    let blocks = parts.iter().map(|p| p.layers[0].node().info().block);
+    let block = blocks.max().unwrap_or(0).max(SECTOR as u32);
+    Ok(Bundle { info: NodeInfo { name, read_only, block }, size, parts, snapshots })
 }
 
 /// Where bytes are.
@@ -243,15 +264,11 @@ struct Found<'a> {
     depth: u32,
 }
 
-impl Bundle {
-    /// The first bytes of a range that are in one place.
-    fn find(&self, offset: u64, len: u64) -> Result<Found<'_>, Error> {
-        let n = self.parts.partition_point(|p| p.end <= offset);
-        let Some(part) = self.parts.get(n) else { return Ok(Found { place: None, len, depth: 0 }) };
-        let within = offset - part.start;
-        let mut len = len.min(part.end - offset);
+impl Part {
+    /// The first bytes of a range of the part that are in one place, looked for from the `first` newest image on.
+    fn find(&self, within: u64, mut len: u64, first: usize) -> Result<Found<'_>, Error> {
         let mut depth = 0;
-        for (n, layer) in part.layers.iter().enumerate() {
+        for (n, layer) in self.layers.iter().enumerate().skip(first) {
             depth = n as u32;
             match layer {
                 Layer::Plain(file) => return Ok(Found { place: Some((file, within)), len, depth }),
@@ -266,9 +283,102 @@ impl Bundle {
         }
         Ok(Found { place: None, len, depth })
     }
+
+    async fn read(&self, within: u64, mut buf: IoBuf, first: usize) -> Result<IoBuf, Error> {
+        if let ([only], 0) = (&self.layers[..], first) {
+            return only.node().read(within, buf).await;
+        }
+        let len = buf.len() as u64;
+        let mut done = 0;
+        while done < len {
+            let found = self.find(within + done, len - done, first)?;
+            let out = done as usize..(done + found.len) as usize;
+            match found.place {
+                None => buf[out].fill(0),
+                Some((file, at)) if found.len == len => return file.read(at, buf).await,
+                Some((file, at)) => {
+                    let part = file.read(at, IoBuf::new(found.len as usize)).await?;
+                    buf[out].copy_from_slice(&part);
+                }
+            }
+            done += found.len;
+        }
+        Ok(buf)
+    }
+
+    /// The newest image, if it does not hold all by itself.
+    fn over(&self) -> Option<&ParallelsImage> {
+        match &self.layers[..] {
+            [Layer::Sparse(disk), _, ..] => Some(disk),
+            _ => None,
+        }
+    }
+
+    /// Writes to the newest image, which has others below; `None` writes zeros.
+    async fn write_over(
+        &self,
+        disk: &ParallelsImage,
+        within: u64,
+        len: u64,
+        data: Option<IoData>,
+    ) -> Result<(), Error> {
+        let cluster = disk.describe().cluster_size.unwrap_or(SECTOR);
+        let piece = |done: u64, n: u64| match &data {
+            Some(data) => data.slice(done as usize..(done + n) as usize),
+            None => IoData::copy_of(&vec![0; n as usize]),
+        };
+        let mut done = 0;
+        while done < len {
+            let at = within + done;
+            let (place, run) = disk.run(at, (len - done).min(ZEROS))?;
+            if place.is_some() {
+                disk.write(at, piece(done, run)).await?;
+                done += run;
+                continue;
+            }
+            let start = at / cluster * cluster;
+            let end = (start + cluster).min(self.end - self.start);
+            let n = (end - at).min(len - done);
+            let _alone = self.locks.lock(start..end, true).await;
+            // Somebody else may have written it meanwhile.
+            if disk.run(at, n)?.0.is_some() {
+                continue;
+            }
+            let below = self.find(start, end - start, 1)?;
+            let nothing = below.place.is_none() && below.len == end - start;
+            if data.is_some() && (nothing || n == end - start) {
+                disk.write(at, piece(done, n)).await?;
+            } else if !nothing {
+                let mut whole = self.read(start, IoBuf::new((end - start) as usize), 1).await?;
+                whole[(at - start) as usize..(at - start + n) as usize].copy_from_slice(&piece(done, n));
+                disk.write(start, whole.into()).await?;
+            }
+            done += n;
+        }
+        Ok(())
+    }
 }
 
-impl ReadNode for Bundle {
+impl Bundle {
+    /// Parts of the disk that a range is in: the part, the byte in it, and the bytes of the range before and in it.
+    fn split(&self, offset: u64, len: u64) -> impl Iterator<Item = (&Part, u64, u64, u64)> {
+        let first = self.parts.partition_point(|p| p.end <= offset);
+        self.parts[first..].iter().take_while(move |p| p.start < offset + len).map(move |p| {
+            let from = offset.max(p.start);
+            (p, from - p.start, from - offset, p.end.min(offset + len) - from)
+        })
+    }
+
+    fn check_change(&self, what: &'static str, offset: u64, len: u64) -> Result<(), Error> {
+        if self.info.read_only {
+            let doing = format!("cannot {what} '{}'", self.info.name);
+            return Err(Error::new(ErrorKind::ReadOnly, doing, "it is open for reading only"));
+        }
+        check_range(self, what, offset, len)
+    }
+}
+
+impl Node for Bundle {
     fn info(&self) -> &NodeInfo {
         &self.info
     }
@@ -281,34 +391,93 @@ impl ReadNode for Bundle {
         Box::pin(async move {
             let len = buf.len() as u64;
             check_range(self, "read", offset, len)?;
-            let mut done = 0;
-            while done < len {
-                let found = self.find(offset + done, len - done)?;
-                let out = done as usize..(done + found.len) as usize;
-                match found.place {
-                    None => buf[out].fill(0),
-                    Some((file, at)) if found.len == len => return file.read(at, buf).await,
-                    Some((file, at)) => {
-                        let part = file.read(at, IoBuf::new(found.len as usize)).await?;
-                        buf[out].copy_from_slice(&part);
-                    }
+            for (part, within, done, n) in self.split(offset, len) {
+                if n == len {
+                    return part.read(within, buf, 0).await;
                 }
-                done += found.len;
+                let own = part.read(within, IoBuf::new(n as usize), 0).await?;
+                buf[done as usize..(done + n) as usize].copy_from_slice(&own);
             }
             Ok(buf)
+        })
+    }
+
+    fn write(&self, offset: u64, data: IoData) -> Io<'_, ()> {
+        Box::pin(async move {
+            self.check_change("write to", offset, data.len() as u64)?;
+            for (part, within, done, n) in self.split(offset, data.len() as u64) {
+                let data = data.slice(done as usize..(done + n) as usize);
+                match part.over() {
+                    Some(disk) => part.write_over(disk, within, n, Some(data)).await?,
+                    None => part.layers[0].node().write(within, data).await?,
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Io<'_, ()> {
+        Box::pin(async move {
+            self.check_change("write zeros to", offset, len)?;
+            for (part, within, _, n) in self.split(offset, len) {
+                match part.over() {
+                    Some(disk) => part.write_over(disk, within, n, None).await?,
+                    None => part.layers[0].node().write_zeroes(within, n, unmap).await?,
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Io<'_, ()> {
+        Box::pin(async move {
+            self.check_change("discard in", offset, len)?;
+            // Where there is something below, it would come to light.
+            for (part, within, _, n) in self.split(offset, len).filter(|p| p.0.over().is_none()) {
+                part.layers[0].node().discard(within, n).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn flush(&self) -> Io<'_, ()> {
+        Box::pin(async move {
+            for part in &self.parts {
+                part.layers[0].node().flush().await?;
+            }
+            Ok(())
         })
     }
 
     fn status(&self, offset: u64, len: u64) -> Io<'_, Extent> {
         Box::pin(async move {
             check_range(self, "look at", offset, len)?;
-            let found = self.find(offset, len)?;
+            let Some((part, within, _, n)) = self.split(offset, len).next() else {
+                return Ok(Extent::hole(len));
+            };
+            let found = part.find(within, n, 0)?;
             // Its bytes are in several files, so there is no place to name.
             let extent = match found.place {
                 Some(_) => Extent::stored(found.len, None),
                 None => Extent::hole(found.len),
             };
             Ok(Extent { depth: found.depth, ..extent })
+        })
+    }
+
+    fn resize(&self, size: u64) -> Io<'_, ()> {
+        let doing = format!("cannot resize '{}' to {size} bytes", self.info.name);
+        let why =
+            "the size of a Parallels bundle is in its description, and its parts have theirs: convert it";
+        Box::pin(async move { Err(Error::new(ErrorKind::Unsupported, doing, why)) })
+    }
+
+    fn close(&self) -> Io<'_, ()> {
+        Box::pin(async move {
+            for layer in self.parts.iter().flat_map(|p| &p.layers) {
+                layer.node().close().await?;
+            }
+            Ok(())
         })
     }
 }
@@ -329,14 +498,17 @@ impl Image for Bundle {
         None
     }
 
-    fn check<'a>(&'a self, _repair: Repair, progress: &'a Progress) -> Io<'a, CheckReport> {
+    fn check<'a>(&'a self, repair: Repair, progress: &'a Progress) -> Io<'a, CheckReport> {
         Box::pin(async move {
             let mut all = CheckReport::default();
-            for layer in self.parts.iter().flat_map(|p| &p.layers) {
+            for (n, layer) in self.parts.iter().flat_map(|p| p.layers.iter().enumerate()) {
                 let Layer::Sparse(disk) = layer else { continue };
-                let report = disk.check(Repair::No, progress).await?;
+                let repair = if n == 0 { repair } else { Repair::No };
+                let report = disk.check(repair, progress).await?;
                 all.corruptions += report.corruptions;
+                all.corruptions_fixed += report.corruptions_fixed;
                 all.leaks += report.leaks;
+                all.leaks_fixed += report.leaks_fixed;
                 all.total_clusters += report.total_clusters;
                 all.allocated_clusters += report.allocated_clusters;
                 all.fragmented_clusters += report.fragmented_clusters;

@@ -122,7 +122,7 @@ async fn open(request: OpenRequest) -> Result<Rc<dyn Image>, Error> {
     let OpenRequest { file, links, options } = request;
     let head = file.read(0, crate::graph::IoBuf::new(file.size().min(512) as usize)).await?;
     if bundle::is_descriptor(&head) {
-        return Ok(Rc::new(bundle::open(file, &*links).await?));
+        return Ok(Rc::new(bundle::open(file, &*links, options.read_only).await?));
     }
     let read_only = options.read_only || file.info().read_only;
     Ok(Rc::new(ParallelsImage::open(file, read_only).await?))

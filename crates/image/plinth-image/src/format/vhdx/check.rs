@@ -279,8 +279,9 @@ impl Vhdx {
         let reserved = self.reserved();
         for (index, entry, size) in entries {
             let at = (entry >> 20) * MIB;
-            let nowhere =
-                at < MIB || at.saturating_add(size) > len || reserved.iter().any(|r| at < r.end() && r.at < at + size);
+            let nowhere = at < MIB
+                || at.saturating_add(size) > len
+                || reserved.iter().any(|r| at < r.end() && r.at < at + size);
             if nowhere || size != block_size || matches!(entry & STATE, 1..=3) {
                 // Without data: zeros or the parent's, as it was said to be.
                 new.push((index, if matches!(entry & STATE, 1..=3) { ZERO } else { 0 }));
