@@ -105,8 +105,6 @@ pub fn run(root: &Path, args: &[String]) -> Result<String, Vec<String>> {
     let one = |e: String| vec![e];
     let options = Options::parse(root, args).map_err(one)?;
     fs::create_dir_all(&options.folder).map_err(|e| vec![format!("{}: {e}", options.folder.display())])?;
-    let raw = options.folder.join(format!("source-{}.raw", options.size >> 30));
-    source::make(&raw, options.size).map_err(one)?;
     let secret = options.folder.join("pw");
     fs::write(&secret, "secret").map_err(|e| vec![format!("{}: {e}", secret.display())])?;
     let mut lines = BTreeMap::new();
@@ -223,6 +221,15 @@ impl Files<'_> {
 
     /// Makes the images that arguments name and that are not there yet.
     fn make(&self, args: &str) -> Result<(), String> {
+        let needs_raw = |args: &str| args.contains("{raw}");
+        let missing = |(form, steps): &(&str, &[&str])| {
+            args.contains(&format!("{{{form}}}"))
+                && !self.path(form).exists()
+                && steps.iter().any(|s| needs_raw(s))
+        };
+        if needs_raw(args) || FORMS.iter().any(missing) {
+            source::make(&self.path("raw"), self.options.size)?;
+        }
         for (form, steps) in FORMS {
             let path = self.path(form);
             if !args.contains(&format!("{{{form}}}")) || path.exists() {
@@ -263,12 +270,15 @@ fn measure(job: &Job, options: &Options) -> Result<String, String> {
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); tools.len()];
     for round in 0..options.runs * job.times {
         eprintln!("{}, round {} of {}", job.name, round / job.times + 1, options.runs);
-        for n in 0..tools.len() {
+        for turn in 0..tools.len() {
             // Who is first changes, so that a drift of the host's speed favours none.
-            let n = (n + round) % tools.len();
+            let n = (turn + round) % tools.len();
             let (program, args) = tools[n];
             for name in &sources {
-                warm(&files.path(name), options.cold)?;
+                // What was read once stays in the page cache, or is read by the runs themselves.
+                if options.cold || (round, turn) == (0, 0) {
+                    warm(&files.path(name), options.cold)?;
+                }
             }
             if let Some(prepare) = job.prepare {
                 files.start(&options.peer, prepare)?;
