@@ -121,7 +121,8 @@ pub fn run(root: &Path, args: &[String]) -> Result<String, Vec<String>> {
             Err(e) => problems.push(format!("{}: {e}", job.name)),
         }
     }
-    let table = format!("{HEAD}\n{}", lines.values().map(String::as_str).collect::<Vec<_>>().join("\n"));
+    let rows = lines.values().map(String::as_str).collect::<Vec<_>>().join("\n");
+    let table = format!("{HEAD}\n{rows}\n\n{}", circumstances(&options).map_err(one)?);
     if !options.quick {
         write(root, &options, &lines).map_err(one)?;
     }
@@ -365,6 +366,17 @@ fn line(job: &Job, cold: bool, samples: &[Vec<Sample>]) -> String {
     text
 }
 
+/// When, how often, and what else the host did.
+fn circumstances(options: &Options) -> Result<String, String> {
+    let version = Command::new(&options.peer).arg("--version").output().map_err(|e| e.to_string())?;
+    let version = String::from_utf8_lossy(&version.stdout).lines().next().unwrap_or_default().to_owned();
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or_default();
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let (today, runs) = (today()?, options.runs);
+    Ok(format!("{today}, {runs} rounds, {cpus} CPUs, load {load}, beside {version}."))
+}
+
 const BEGIN: &str = "<!-- perf disk:begin -->";
 const END: &str = "<!-- perf disk:end -->";
 
@@ -383,16 +395,10 @@ fn write(root: &Path, options: &Options, new: &BTreeMap<usize, String>) -> Resul
         }
     }
     lines.extend(new.iter().map(|(place, line)| ((*place, options.cold), line.clone())));
-    let version = Command::new(&options.peer).arg("--version").output().map_err(|e| e.to_string())?;
-    let version = String::from_utf8_lossy(&version.stdout).lines().next().unwrap_or_default().to_owned();
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = load.split(' ').next().unwrap_or_default();
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let text = format!(
-        "{before}{BEGIN}\n{HEAD}\n{}\n\nLast run: {}, {} rounds, {cpus} CPUs, load {load}, beside {version}.\n{END}{after}",
+        "{before}{BEGIN}\n{HEAD}\n{}\n\nLast run: {}\n{END}{after}",
         lines.into_values().collect::<Vec<_>>().join("\n"),
-        today()?,
-        options.runs,
+        circumstances(options)?,
     );
     fs::write(&path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))
 }
