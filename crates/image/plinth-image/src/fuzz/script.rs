@@ -27,6 +27,9 @@ impl<'a> Input<'a> {
 /// Bytes of a file that is edited as a text at most.
 const TEXT: u64 = 16 << 10;
 
+/// Bytes that a change makes a file long at most: more only takes longer.
+const FILE: u64 = 2 << 20;
+
 /// Makes up to 15 changes to a copy of the seed's main file.
 pub fn change(seed: &Seed, file: &MemoryNode, input: &mut Input<'_>) -> u8 {
     let changes = input.byte() & 15;
@@ -83,7 +86,7 @@ pub fn change(seed: &Seed, file: &MemoryNode, input: &mut Input<'_>) -> u8 {
                 }
             }
             _ => {
-                let at = (u64::from(input.short()) << (head & 15)).min(64 << 20);
+                let at = (u64::from(input.short()) << (head & 15)).min(FILE);
                 file.set_size(if head & 16 == 0 { at } else { file.size().saturating_sub(at) });
             }
         }

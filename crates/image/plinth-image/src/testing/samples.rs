@@ -5,7 +5,7 @@ use std::io::Write;
 use base64::Engine;
 
 /// Bytes of a chunk of compressed images.
-pub const CHUNK: usize = 65536;
+pub const CHUNK: usize = 8192;
 
 /// Bytes that compress, but not to nothing.
 #[must_use]

@@ -98,7 +98,8 @@ impl Vdi {
         loop {
             let s = self.survey().await?;
             let end = s.used.end();
-            if left == 0 || end == s.allocated {
+            // Where blocks share their space, what is a hole is not known; a repair parts them first.
+            if left == 0 || !s.twice.is_empty() || end == s.allocated {
                 self.taken.set(end as u32);
                 self.unused.borrow_mut().clear();
                 return Ok(());
@@ -191,10 +192,14 @@ impl Vdi {
         if repair == Repair::No {
             return Ok(report);
         }
+        let mut left = s;
         if repair == Repair::All {
-            self.mend(&s, &mut report).await?;
+            self.mend(&left, &mut report).await?;
+            // There may be more than one survey remembers.
+            left = self.survey().await?;
+            report.corruptions += (left.wild.len() + left.twice.len()) as u64;
         }
-        if report.corruptions == report.corruptions_fixed || (s.wild.is_empty() && s.twice.is_empty()) {
+        if left.wild.is_empty() && left.twice.is_empty() {
             self.fill_holes(u64::MAX).await?;
             self.trim().await?;
             self.file.flush().await?;
@@ -210,6 +215,7 @@ impl Vdi {
         let header = self.header.borrow().clone();
         let mut next = s.used.end() as u32;
         let mut entries: Vec<_> = s.wild.iter().map(|&block| (block, FREE)).collect();
+        let mut holes = s.used.clear_below(next.into());
         let mut shared = Vec::new();
         self.each_entry(|block, entry| {
             if s.twice.binary_search(&block).is_ok() {
@@ -218,15 +224,14 @@ impl Vdi {
         })
         .await?;
         for (block, entry) in shared {
-            if next >= header.blocks {
-                // There are holes then, which the next repair makes room of.
-                report.errors += 1;
-                report.say(format!("block {block} cannot get space of its own now: repair again"));
-                continue;
-            }
-            copy(&self.file, header.host(entry), header.host(next), header.block_size).await?;
-            entries.push((block, next));
-            next += 1;
+            // Each block of the disk has one of the file when all are parted: there are holes when the end is full.
+            let to = match next < header.blocks {
+                true => next,
+                false => holes.next().map_or(next, |n| n as u32),
+            };
+            copy(&self.file, header.host(entry), header.host(to), header.block_size).await?;
+            entries.push((block, to));
+            next = next.max(to + 1);
         }
         self.header.borrow_mut().allocated = next;
         self.write_header().await?;

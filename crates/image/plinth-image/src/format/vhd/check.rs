@@ -1,5 +1,7 @@
 //! Looking through the table of a dynamic VHD, and setting it right.
 
+use std::fmt;
+
 use super::dynamic::{FREE, Vhd};
 use super::footer::{FOOTER, Footer, HEADER};
 use crate::format::blocks::scan::{copy, scan};
@@ -17,10 +19,27 @@ struct Survey {
     /// Where blocks begin, with their numbers, in the file's order.
     blocks: Vec<(u32, u32)>,
     /// Those of them that begin where there can be no block, or where another one is.
-    wrong: Vec<(u32, String)>,
+    wrong: Vec<Wrong>,
     fragmented: u64,
     /// Where the last block ends.
     end: u64,
+}
+
+/// An entry that cannot be right: there is one of these for each entry of the table at most.
+struct Wrong {
+    block: u32,
+    sector: u32,
+    overlaps: bool,
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (block, at) = (self.block, u64::from(self.sector) * SECTOR);
+        match self.overlaps {
+            true => write!(f, "block {block} overlaps another one at byte {at}"),
+            false => write!(f, "block {block} is said to be at byte {at}, where it cannot be"),
+        }
+    }
 }
 
 impl Vhd {
@@ -48,13 +67,12 @@ impl Vhd {
         let reserved = self.reserved();
         let mut wrong = Vec::new();
         let mut end: u64 = 0;
-        for &(at, block) in &blocks {
-            let at = u64::from(at) * SECTOR;
+        for &(sector, block) in &blocks {
+            let at = u64::from(sector) * SECTOR;
             let inside = reserved.iter().any(|r| at < r.1 && r.0 < at + span);
-            if inside || at + self.header.borrow().bitmap() > self.file.size() {
-                wrong.push((block, format!("block {block} is said to be at byte {at}, where it cannot be")));
-            } else if at < end {
-                wrong.push((block, format!("block {block} overlaps another one at byte {at}")));
+            let nowhere = inside || at + self.header.borrow().bitmap() > self.file.size();
+            if nowhere || at < end {
+                wrong.push(Wrong { block, sector, overlaps: !nowhere });
             } else {
                 end = at + span;
             }
@@ -86,8 +104,8 @@ impl Vhd {
             return Ok(());
         }
         let s = self.survey().await?;
-        if let Some((_, why)) = s.wrong.first() {
-            *self.damage.borrow_mut() = Some(why.clone());
+        if let Some(wrong) = s.wrong.first() {
+            *self.damage.borrow_mut() = Some(wrong.to_string());
             return Ok(());
         }
         self.end.set(s.end);
@@ -176,9 +194,9 @@ impl Vhd {
             image_end: s.end + FOOTER as u64,
             ..CheckReport::default()
         };
-        for (_, why) in &s.wrong {
+        for wrong in &s.wrong {
             report.corruptions += 1;
-            report.say(why);
+            report.say(wrong.to_string());
         }
         let footer = self.footer.borrow().bytes();
         if self.file.read(0, IoBuf::new(FOOTER)).await?[..] != footer {
@@ -223,16 +241,16 @@ impl Vhd {
         let reserved = self.reserved();
         let mut end = s.end;
         let mut entries = Vec::new();
-        for (block, _) in &s.wrong {
-            let at = s.blocks.iter().find(|b| b.1 == *block).map_or(0, |b| u64::from(b.0) * SECTOR);
+        for wrong in &s.wrong {
+            let (block, at) = (u64::from(wrong.block), u64::from(wrong.sector) * SECTOR);
             let nowhere = at + span > len || reserved.iter().any(|r| at < r.1 && r.0 < at + span);
             if nowhere {
-                entries.push((u64::from(*block), FREE));
+                entries.push((block, FREE));
                 continue;
             }
             let to = self.next_block(end);
             copy(&self.file, at, to, span).await?;
-            entries.push((u64::from(*block), (to / SECTOR) as u32));
+            entries.push((block, (to / SECTOR) as u32));
             end = to + span;
         }
         self.file.flush().await?;

@@ -90,7 +90,7 @@ impl Vhdx {
             let at = (entry >> 20) * MIB;
             s.allocated += u64::from(size != MIB || matches!(entry & STATE, FULL | PARTIAL));
             s.fragmented += u64::from(last.is_some_and(|l| l != at));
-            last = Some(at + size);
+            last = Some(at.saturating_add(size));
             let why = if at < MIB || at >= len {
                 "is not in the file"
             } else if (at / MIB..(at + size) / MIB).any(|n| s.used.get(n)) {
@@ -252,6 +252,12 @@ impl Vhdx {
         }
         self.mend(&s).await?;
         report.corruptions_fixed = report.corruptions;
+        // There may be more than one survey remembers.
+        let left = self.survey().await?.wrong.len() as u64;
+        if left > 0 {
+            report.corruptions += left;
+            return Ok(report);
+        }
         self.tidy(u64::MAX).await?;
         report.leaks_fixed = report.leaks;
         *self.damage.borrow_mut() = None;
@@ -274,7 +280,7 @@ impl Vhdx {
         for (index, entry, size) in entries {
             let at = (entry >> 20) * MIB;
             let nowhere =
-                at < MIB || at + size > len || reserved.iter().any(|r| at < r.end() && r.at < at + size);
+                at < MIB || at.saturating_add(size) > len || reserved.iter().any(|r| at < r.end() && r.at < at + size);
             if nowhere || size != block_size || matches!(entry & STATE, 1..=3) {
                 // Without data: zeros or the parent's, as it was said to be.
                 new.push((index, if matches!(entry & STATE, 1..=3) { ZERO } else { 0 }));
