@@ -105,8 +105,6 @@ pub fn run(root: &Path, args: &[String]) -> Result<String, Vec<String>> {
     let one = |e: String| vec![e];
     let options = Options::parse(root, args).map_err(one)?;
     fs::create_dir_all(&options.folder).map_err(|e| vec![format!("{}: {e}", options.folder.display())])?;
-    let raw = options.folder.join(format!("source-{}.raw", options.size >> 30));
-    source::make(&raw, options.size).map_err(one)?;
     let secret = options.folder.join("pw");
     fs::write(&secret, "secret").map_err(|e| vec![format!("{}: {e}", secret.display())])?;
     let mut lines = BTreeMap::new();
@@ -123,7 +121,8 @@ pub fn run(root: &Path, args: &[String]) -> Result<String, Vec<String>> {
             Err(e) => problems.push(format!("{}: {e}", job.name)),
         }
     }
-    let table = format!("{HEAD}\n{}", lines.values().map(String::as_str).collect::<Vec<_>>().join("\n"));
+    let rows = lines.values().map(String::as_str).collect::<Vec<_>>().join("\n");
+    let table = format!("{HEAD}\n{rows}\n\n{}", circumstances(&options).map_err(one)?);
     if !options.quick {
         write(root, &options, &lines).map_err(one)?;
     }
@@ -223,6 +222,15 @@ impl Files<'_> {
 
     /// Makes the images that arguments name and that are not there yet.
     fn make(&self, args: &str) -> Result<(), String> {
+        let needs_raw = |args: &str| args.contains("{raw}");
+        let missing = |(form, steps): &(&str, &[&str])| {
+            args.contains(&format!("{{{form}}}"))
+                && !self.path(form).exists()
+                && steps.iter().any(|s| needs_raw(s))
+        };
+        if needs_raw(args) || FORMS.iter().any(missing) {
+            source::make(&self.path("raw"), self.options.size)?;
+        }
         for (form, steps) in FORMS {
             let path = self.path(form);
             if !args.contains(&format!("{{{form}}}")) || path.exists() {
@@ -263,12 +271,15 @@ fn measure(job: &Job, options: &Options) -> Result<String, String> {
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); tools.len()];
     for round in 0..options.runs * job.times {
         eprintln!("{}, round {} of {}", job.name, round / job.times + 1, options.runs);
-        for n in 0..tools.len() {
+        for turn in 0..tools.len() {
             // Who is first changes, so that a drift of the host's speed favours none.
-            let n = (n + round) % tools.len();
+            let n = (turn + round) % tools.len();
             let (program, args) = tools[n];
             for name in &sources {
-                warm(&files.path(name), options.cold)?;
+                // What was read once stays in the page cache, or is read by the runs themselves.
+                if options.cold || (round, turn) == (0, 0) {
+                    warm(&files.path(name), options.cold)?;
+                }
             }
             if let Some(prepare) = job.prepare {
                 files.start(&options.peer, prepare)?;
@@ -355,6 +366,17 @@ fn line(job: &Job, cold: bool, samples: &[Vec<Sample>]) -> String {
     text
 }
 
+/// When, how often, and what else the host did.
+fn circumstances(options: &Options) -> Result<String, String> {
+    let version = Command::new(&options.peer).arg("--version").output().map_err(|e| e.to_string())?;
+    let version = String::from_utf8_lossy(&version.stdout).lines().next().unwrap_or_default().to_owned();
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or_default();
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let (today, runs) = (today()?, options.runs);
+    Ok(format!("{today}, {runs} rounds, {cpus} CPUs, load {load}, beside {version}."))
+}
+
 const BEGIN: &str = "<!-- perf disk:begin -->";
 const END: &str = "<!-- perf disk:end -->";
 
@@ -373,16 +395,10 @@ fn write(root: &Path, options: &Options, new: &BTreeMap<usize, String>) -> Resul
         }
     }
     lines.extend(new.iter().map(|(place, line)| ((*place, options.cold), line.clone())));
-    let version = Command::new(&options.peer).arg("--version").output().map_err(|e| e.to_string())?;
-    let version = String::from_utf8_lossy(&version.stdout).lines().next().unwrap_or_default().to_owned();
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = load.split(' ').next().unwrap_or_default();
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let text = format!(
-        "{before}{BEGIN}\n{HEAD}\n{}\n\nLast run: {}, {} rounds, {cpus} CPUs, load {load}, beside {version}.\n{END}{after}",
+        "{before}{BEGIN}\n{HEAD}\n{}\n\nLast run: {}\n{END}{after}",
         lines.into_values().collect::<Vec<_>>().join("\n"),
-        today()?,
-        options.runs,
+        circumstances(options)?,
     );
     fs::write(&path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))
 }

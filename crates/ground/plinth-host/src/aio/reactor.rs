@@ -15,6 +15,7 @@ use slab::Slab;
 use super::op::Op;
 use super::pool::{Pool, perform};
 use super::ring::Ring;
+use crate::event::Event;
 
 /// Who does a thread's I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +48,38 @@ pub enum Entry {
 }
 
 enum Driver {
+    /// So many short reads are done on the spot: a process that looks at a file and ends has no use for a ring.
+    Few(u32),
     Ring(Box<Ring>),
     Pool(Pool),
     Inline,
+}
+
+/// Reads that are done on the spot, and bytes of each.
+const FEW: u32 = 16;
+const SHORT: usize = 64 << 10;
+
+impl Driver {
+    fn best(event: &Arc<Event>) -> Self {
+        let ring = Ring::new(event.clone());
+        ring.map_or_else(|_| Self::Pool(Pool::new(event.clone())), |r| Self::Ring(Box::new(r)))
+    }
+
+    /// True if `op` is done by the thread that asks for it. What is to do it else is made ready.
+    fn does_at_once(&mut self, op: &Op, event: &Arc<Event>) -> bool {
+        match self {
+            Self::Inline => true,
+            Self::Few(left) => {
+                if *left > 0 && matches!(op, Op::Read { buf, .. } if buf.len() <= SHORT) {
+                    *left -= 1;
+                    return true;
+                }
+                *self = Self::best(event);
+                false
+            }
+            Self::Ring(_) | Self::Pool(_) => false,
+        }
+    }
 }
 
 struct Reactor {
@@ -61,7 +91,7 @@ struct Reactor {
 struct Unpark {
     woken: AtomicBool,
     thread: std::thread::ThreadId,
-    event: Arc<crate::event::Event>,
+    event: Arc<Event>,
 }
 
 impl Wake for Unpark {
@@ -95,12 +125,11 @@ fn local() -> Rc<Local> {
 
 impl Local {
     fn new(backend: Backend) -> Rc<Self> {
-        let event = Arc::new(crate::event::Event::new().expect("the host has eventfd"));
-        let pool = || Driver::Pool(Pool::new(event.clone()));
+        let event = Arc::new(Event::new().expect("the host has eventfd"));
         let driver = match backend {
-            Backend::Auto => Ring::new(event.clone()).map_or_else(|_| pool(), |r| Driver::Ring(Box::new(r))),
+            Backend::Auto => Driver::Few(FEW),
             Backend::Ring => Driver::Ring(Box::new(Ring::new(event.clone()).expect("the host has io_uring"))),
-            Backend::Threads => pool(),
+            Backend::Threads => Driver::Pool(Pool::new(event.clone())),
             Backend::Inline => Driver::Inline,
         };
         let unpark =
@@ -116,7 +145,12 @@ impl Local {
         let mut wakers = Vec::new();
         let mut done =
             |key: Key, code: i32, moved: Option<Box<Op>>| complete(entries, key, code, moved, &mut wakers);
+        if wait && matches!(driver, Driver::Few(_)) {
+            // It waits for another thread.
+            *driver = Driver::best(&self.unpark.event);
+        }
         match driver {
+            Driver::Few(_) => {}
             Driver::Ring(ring) => ring.turn(wait, &mut done),
             Driver::Pool(pool) => pool.turn(wait, &mut done),
             Driver::Inline => assert!(!wait, "everything waits, and nothing is under way"),
@@ -176,7 +210,14 @@ pub fn submit(op: Op, waker: Waker) -> Key {
     let Reactor { entries, driver } = &mut *reactor;
     let slot = entries.vacant_entry();
     let key = slot.key();
-    let op = Box::new(op);
+    let mut op = Box::new(op);
+    if driver.does_at_once(&op, &local.unpark.event) {
+        let code = perform(&mut op);
+        slot.insert(Entry::Done { code, op });
+        drop(reactor);
+        waker.wake();
+        return key;
+    }
     match driver {
         Driver::Ring(ring) => {
             ring.start(key, &op);
@@ -186,13 +227,7 @@ pub fn submit(op: Op, waker: Waker) -> Key {
             slot.insert(Entry::Running { waker: Some(waker), op: None });
             pool.start(key, op);
         }
-        Driver::Inline => {
-            let mut op = op;
-            let code = perform(&mut op);
-            slot.insert(Entry::Done { code, op });
-            drop(reactor);
-            waker.wake();
-        }
+        Driver::Few(_) | Driver::Inline => unreachable!("they do everything at once"),
     }
     key
 }

@@ -11,8 +11,12 @@ use super::op::{MAX_TRANSFER, Op};
 use super::reactor::Key;
 use crate::event::Event;
 
-/// Operations that are handed to the kernel at once.
+/// Operations that the queue to the kernel has room for.
 const ENTRIES: u32 = 256;
+/// So many operations are handed in while others are still being prepared, so that a device has work early.
+const EARLY: usize = 16;
+/// Turns for which fewer operations may wait for others.
+const PATIENCE: u32 = 2;
 /// Bytes of a read that another thread of the kernel is worth.
 const MANY: usize = 128 << 10;
 /// `user_data` of the wait for wakes from other threads, and of cancellations.
@@ -22,10 +26,10 @@ const CANCEL: u64 = u64::MAX - 1;
 pub struct Ring {
     ring: IoUring,
     event: Arc<Event>,
-    /// What the kernel reads of operations besides their buffers, as long as they run.
-    extra: slab::Slab<Extra>,
-    /// By an operation's key: its place in `extra`.
-    extra_of: std::collections::HashMap<Key, usize>,
+    /// By an operation's key: what the kernel reads of it besides its buffers, as long as it runs.
+    extra: Vec<Option<Extra>>,
+    /// Turns since the kernel was last called.
+    quiet: u32,
 }
 
 #[expect(dead_code, reason = "only the kernel reads it")]
@@ -36,12 +40,19 @@ enum Extra {
 
 impl Ring {
     pub fn new(event: Arc<Event>) -> io::Result<Self> {
-        let ring = IoUring::builder().setup_clamp().build(ENTRIES)?;
+        // One thread submits, and takes completions when it comes to them: it need not be interrupted for each one
+        // (Linux 6.1).
+        let ring = IoUring::builder()
+            .setup_clamp()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .build(ENTRIES)
+            .or_else(|_| IoUring::builder().setup_clamp().build(ENTRIES))?;
         if !ring.params().is_feature_nodrop() {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let mut new =
-            Self { ring, event, extra: slab::Slab::new(), extra_of: std::collections::HashMap::new() };
+        let mut new = Self { ring, event, extra: Vec::new(), quiet: 0 };
         new.watch_event();
         Ok(new)
     }
@@ -61,11 +72,16 @@ impl Ring {
                 return;
             }
             // The queue is full: the kernel empties it.
-            match self.ring.submit() {
-                Ok(_) => {}
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
-                Err(e) => panic!("io_uring_enter failed: {e}"),
-            }
+            self.enter(0);
+        }
+    }
+
+    /// Hands in what was prepared, and waits for `want` completions.
+    fn enter(&mut self, want: usize) {
+        match self.ring.submit_and_wait(want) {
+            Ok(_) => {}
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+            Err(e) => panic!("io_uring_enter failed: {e}"),
         }
     }
 
@@ -117,11 +133,16 @@ impl Ring {
         // SAFETY: the operation owns its buffers and file, `extra` has the rest, and both stay in place in
         // their boxes until the completion is taken.
         unsafe { self.push(&entry.user_data(key as u64)) };
+        if self.ring.submission().len() >= EARLY {
+            self.enter(0);
+        }
     }
 
     fn keep(&mut self, key: Key, extra: Extra) {
-        let place = self.extra.insert(extra);
-        self.extra_of.insert(key, place);
+        if key >= self.extra.len() {
+            self.extra.resize_with(key + 1, || None);
+        }
+        self.extra[key] = Some(extra);
     }
 
     /// Asks the kernel to give an operation up; it completes in either case.
@@ -134,10 +155,16 @@ impl Ring {
 
     pub fn turn(&mut self, wait: bool, done: &mut dyn FnMut(Key, i32, Option<Box<Op>>)) {
         let want = usize::from(wait && self.ring.completion().is_empty());
-        match self.ring.submit_and_wait(want) {
-            Ok(_) => {}
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
-            Err(e) => panic!("io_uring_enter failed: {e}"),
+        let queue = self.ring.submission();
+        // A few operations can go along with the next wait, which comes soon as a rule.
+        let later = queue.len() < EARLY && self.quiet < PATIENCE;
+        let due = !(queue.is_empty() || later) || queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        if want > 0 || due {
+            self.quiet = 0;
+            self.enter(want);
+        } else {
+            self.quiet += 1;
         }
         let mut woken = false;
         let completions: Vec<cqueue::Entry> = self.ring.completion().collect();
@@ -147,8 +174,8 @@ impl Ring {
                 CANCEL => {}
                 key => {
                     let key = key as Key;
-                    if let Some(place) = self.extra_of.remove(&key) {
-                        self.extra.remove(place);
+                    if let Some(extra) = self.extra.get_mut(key) {
+                        *extra = None;
                     }
                     done(key, entry.result(), None);
                 }

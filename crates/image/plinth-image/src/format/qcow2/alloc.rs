@@ -37,7 +37,7 @@ impl Freed {
 /// What the allocator remembers between requests.
 #[derive(Default)]
 pub struct Alloc {
-    /// Held while blocks of counts are added.
+    /// Held while blocks of counts are added, and while the file is made longer.
     growing: Mutex<()>,
     /// Held while space for compressed clusters is taken.
     packing_lock: Mutex<()>,
@@ -45,6 +45,8 @@ pub struct Alloc {
     pub cursor: Cell<u64>,
     /// Bytes of the file that may have been written to: what is behind reads as zeros.
     pub high: Cell<u64>,
+    /// Bytes of the file that are there: nothing is written behind them but by who holds `growing`.
+    pub reach: Cell<u64>,
     /// Where the next compressed cluster goes, within a cluster that has others already.
     pub packing: Cell<Option<u64>>,
     /// Space whose last reference was taken out of a table in memory: it is free when that is durable.
@@ -152,13 +154,59 @@ impl Core {
             let end = (start + count) << self.bits;
             alloc.high.set(alloc.high.get().max(end));
             self.changed();
-            return Ok(Space {
+            let space = Space {
                 core: self,
                 offset: start << self.bits,
                 clusters: count,
                 fresh: start >= high,
                 settled: false,
-            });
+            };
+            if end > alloc.reach.get()
+                && let Err(e) = self.lengthen(end).await
+            {
+                space.give_back();
+                return Err(e);
+            }
+            return Ok(space);
+        }
+    }
+
+    /// Makes the file longer than `end`, so that the writes of many clusters to come are inside of it. A file
+    /// system does those side by side, and those that make the file longer one after the other.
+    async fn lengthen(&self, end: u64) -> Result<(), Error> {
+        /// Bytes at most.
+        const AHEAD: u64 = 32 << 20;
+        let alloc = &self.alloc;
+        let _alone = alloc.growing.lock().await;
+        if end <= alloc.reach.get() {
+            return Ok(());
+        }
+        // Those who wait for this have taken space too.
+        let high = alloc.high.get();
+        let ahead = (high / 4).clamp(self.cluster, AHEAD);
+        let mut done = Ok(());
+        for end in [high.saturating_add(ahead), high] {
+            // Nothing is on its way to what is behind the file's end: it all waits for `reach`.
+            let from = self.file.size();
+            done = match end.checked_sub(from).filter(|&n| n > 0) {
+                Some(len) => self.file.write_zeroes(from, len, true).await,
+                None => Ok(()),
+            };
+            if done.is_ok() {
+                break;
+            }
+        }
+        done?;
+        alloc.reach.set(self.file.size());
+        Ok(())
+    }
+
+    /// Cuts off what the file was made longer by and nobody has taken. Nothing may be under way.
+    pub async fn shorten(&self) {
+        let end = self.alloc.high.get().next_multiple_of(self.cluster);
+        // It takes up no space, so this need not go well.
+        if self.alloc.reach.get() > end && self.file.size() > end && self.file.resize(end).await.is_ok() {
+            self.alloc.reach.set(end);
         }
     }
 

@@ -758,6 +758,7 @@ impl Core {
         if to < size && to > 0 {
             self.file.resize(to).await?;
             self.alloc.high.set(to);
+            self.alloc.reach.set(to);
             self.alloc.cursor.set(self.alloc.cursor.get().min(end));
         }
         Ok(())

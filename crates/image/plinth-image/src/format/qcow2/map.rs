@@ -317,6 +317,7 @@ impl Core {
                 self.l2.forget(offset + at);
             }
             match old {
+                None if space.fresh => Ok(()),
                 None => self.file.write_zeroes(offset, self.cluster, true).await,
                 Some(old) => {
                     for at in (0..self.cluster).step_by(step as usize) {

@@ -20,6 +20,9 @@
 //! check that finds nothing. Images with lazy refcounts have the format's own dirty bit instead of the mark, which
 //! every implementation repairs; counts are then written when the image is closed.
 //!
+//! The file is made longer ahead of what is taken of it, before anything is written there. That space is not counted
+//! and reads as zeros; closing cuts it off, and after a power cut it is taken like any other free space.
+//!
 //! Snapshots change counts and flags of the whole image: the dirty bit is set meanwhile (in version 2, which has
 //! none, our mark stands for it), and the header, whose fields are in one sector, decides between the old state
 //! and the new.
@@ -177,6 +180,7 @@ impl Core {
         );
         let alloc = alloc::Alloc::default();
         alloc.high.set(file.size());
+        alloc.reach.set(file.size());
         let bitmaps = bitmap::State::read(&*file, &header).await?;
         let block = file.info().block.max(SECTOR as u32);
         Ok(Self {
@@ -285,6 +289,7 @@ impl Core {
             if self.commits.marked.get() || self.commits.changed.get() {
                 self.settle().await?;
             }
+            self.shorten().await;
             if self.alloc.pending.borrow().is_empty() {
                 self.unmark().await?;
             }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
@@ -246,17 +247,35 @@ pub async fn backing_link(
     Ok((Backing { link, node: Some(node) }, opened))
 }
 
-/// A stream with a byte for each signal that ends the process.
-pub fn signals() -> std::io::Result<Arc<UnixStream>> {
-    let (read, mut write) = UnixStream::pair()?;
-    let mut all = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
-    std::thread::spawn(move || {
-        for signal in all.forever() {
-            // The job has ended if this fails.
-            let _ = write.write_all(&[signal as u8]);
+/// The signals that end the process, for whoever wants to do something before.
+pub struct Signals {
+    /// Gets a byte for each one.
+    stream: Arc<UnixStream>,
+    /// The last one.
+    last: Arc<AtomicUsize>,
+}
+
+impl Signals {
+    /// From here on they do nothing but wake who waits for the [`next`](Self::next).
+    ///
+    /// # Errors
+    /// The host has no more descriptors.
+    pub fn new() -> std::io::Result<Self> {
+        let (read, write) = UnixStream::pair()?;
+        let last = Arc::new(AtomicUsize::new(0));
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            // In this order: who is woken finds out which one it was.
+            signal_hook::flag::register_usize(signal, last.clone(), signal as usize)?;
+            signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
         }
-    });
-    Ok(Arc::new(read))
+        Ok(Self { stream: Arc::new(read), last })
+    }
+
+    /// Waits for a signal: its number.
+    pub async fn next(&self) -> i32 {
+        let _ = aio::receive(&self.stream, IoBuf::new(1)).await;
+        self.last.load(Ordering::Acquire) as i32
+    }
 }
 
 /// Runs a job on this thread. When a signal comes, the job is dropped, with all that it has not finished, and the
@@ -267,14 +286,14 @@ pub fn interruptible<T>(job: impl Future<Output = Result<T>>) -> Result<T> {
 
 /// As [`interruptible`], for jobs that end in anything.
 pub fn until_signal<T>(job: impl Future<Output = T>) -> T {
-    let Ok(stream) = signals() else { return aio::block_on(job) };
+    let Ok(signals) = Signals::new() else { return aio::block_on(job) };
     let outcome = aio::block_on(async {
-        let signal = pin!(aio::receive(&stream, IoBuf::new(1)));
+        let signal = pin!(signals.next());
         // The job is dropped here, inside: its I/O may still be running.
         let job = pin!(job);
         match select(job, signal).await {
             Either::Left((value, _)) => Ok(value),
-            Either::Right(((_, byte), _)) => Err(i32::from(byte.first().copied().unwrap_or(0))),
+            Either::Right((signal, _)) => Err(signal),
         }
     });
     match outcome {

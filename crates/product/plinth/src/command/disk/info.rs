@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use plinth_host::aio;
 use plinth_image::format::{Format, OpenOptions};
 use serde_json::{Value, json};
 
 use super::address::open_with;
-use super::common::{allocated, backing_of, interruptible, open_options, result};
+use super::common::{allocated, backing_of, open_options, result};
 use super::package;
 use crate::cli::disk_tool::InfoArgs;
 use crate::cli::{Global, size};
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 
 /// Images above each other that are shown at most.
 const MAX_CHAIN: usize = 256;
@@ -27,7 +28,8 @@ pub fn run(args: &InfoArgs, global: &Global) -> Result<ExitCode> {
     if package::is_meant(&args.image) && args.image.open.disk.is_none() {
         return package::info(&args.image.path, global);
     }
-    let all = interruptible(async {
+    // It changes nothing, so a signal may end it anywhere.
+    let all = aio::block_on(async {
         let mut all = Vec::new();
         let mut next = Some((args.image.path.clone(), args.image.format));
         while let Some((path, format)) = next.take() {
@@ -39,7 +41,7 @@ pub fn run(args: &InfoArgs, global: &Global) -> Result<ExitCode> {
             }
             all.push(facts);
         }
-        Ok(all)
+        Ok::<_, Failure>(all)
     })?;
     let text = all.iter().map(|f| f.text.as_str()).collect::<Vec<_>>().join("\n");
     let mut values: Vec<Value> = all.into_iter().map(|f| f.value).collect();

@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use futures_util::future::{Either, select};
 use plinth_host::aio;
-use plinth_host::buffer::IoBuf;
 use plinth_image::format::{Image, OpenOptions};
 use plinth_image::graph::{Cache, NodeRef};
 use plinth_nbd::server::{Export, Server};
@@ -21,7 +20,7 @@ use plinth_nbd::uri::{Address, Uri};
 use serde_json::json;
 
 use super::address::open_with;
-use super::common::{close, failed, open_options, result, signals};
+use super::common::{Signals, close, failed, open_options, result};
 use crate::cli::Global;
 use crate::cli::disk_tool::ServeArgs;
 use crate::failure::{Code, Failure, Result};
@@ -118,8 +117,8 @@ fn event() -> (Held, Arc<async_lock::Mutex<()>>) {
 pub fn run(args: &ServeArgs, global: &Global) -> Result<ExitCode> {
     let tls = args.tls.as_deref().map(|folder| plinth_nbd::tls::server(folder, args.tls_verify)).transpose();
     let tls = tls.map_err(|e| Failure::from_error(Code::Failed, "", &e))?;
-    let stop =
-        signals().map_err(|e| Failure::from_error(Code::HostResource, "cannot watch for signals", &e))?;
+    let stop = Signals::new()
+        .map_err(|e| Failure::from_error(Code::HostResource, "cannot watch for signals", &e))?;
     aio::block_on(async {
         let cache = if args.cached { Cache::Cached } else { Cache::Direct };
         let how = open_options(&args.image.open, args.image.format, args.read_only)?;
@@ -147,7 +146,7 @@ pub fn run(args: &ServeArgs, global: &Global) -> Result<ExitCode> {
         let value = json!({ "uri": uri.to_string(), "size": opened.image.size(), "pid": std::process::id() });
         result(global, &value, &format!("serving '{}' at {uri}\n", args.image.path.display()))?;
         let serve = pin!(accept(listener, Rc::new(server), args.once));
-        let stopped = pin!(aio::receive(&stop, IoBuf::new(1)));
+        let stopped = pin!(stop.next());
         let outcome = match select(serve, stopped).await {
             Either::Left((outcome, _)) => outcome,
             // A signal is the way to end it.
