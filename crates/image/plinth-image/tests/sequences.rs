@@ -536,6 +536,12 @@ async fn sequence(kind: &'static Kind, seed: u64, dir: &Path) -> Result<u64, Str
     }
     let wrong = |what: String| format!("{what}\n(number of Plinth's image, step) {log:?}");
     for (n, side) in sides.iter().enumerate() {
+        // The peer does not cut off what it gives back at the end of a Parallels disk.
+        if kind.format == Format::Parallels && log.last().is_some_and(|l| l.0 != n) {
+            let image = side.open(TOP, false, false).await?;
+            image.check(Repair::Leaks, &Progress::default()).await.map_err(|e| wrong(e.to_string()))?;
+            image.close().await.map_err(|e| wrong(e.to_string()))?;
+        }
         let image = side.open(TOP, true, false).await?;
         if let Some(how) = differs(&contents(&*image).await?, &model.disk) {
             return Err(wrong(format!("image {n}: {how}")));
