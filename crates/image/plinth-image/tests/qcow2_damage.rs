@@ -80,6 +80,34 @@ async fn image(options: &str) -> (Vec<u8>, Vec<(&'static str, u64)>) {
     (bytes, tables)
 }
 
+/// An entry that leads nowhere has lost a cluster, which must not be given to somebody else before the user says so.
+#[test]
+fn what_damage_has_lost_is_not_freed_unasked() {
+    block_on(async {
+        let (mut bytes, tables) = image("cluster_size=4k").await;
+        let place = |name: &str| tables.iter().find(|t| t.0 == name).unwrap().1 as usize;
+        let entry = place("another L2") + 8 * ((SIZE as usize / CLUSTER - 4) % (CLUSTER / 8));
+        assert_ne!(be64(&bytes, entry), 0);
+        bytes[entry..entry + 8].copy_from_slice(&(1 << 63 | 1u64 << 40).to_be_bytes());
+        // As after a crash.
+        bytes[79] |= 1;
+        let file = Rc::new(MemoryNode::with("image", &bytes));
+        let request =
+            || OpenRequest { file: file.clone(), links: Rc::new(NoLinks), options: OpenOptions::default() };
+        let e = (DRIVER.open)(request()).await.err().expect("it cannot be mended");
+        assert_eq!(e.kind, ErrorKind::Corrupt);
+        let block = place("refcount block");
+        assert!(
+            file.contents()[block..block + CLUSTER] == bytes[block..block + CLUSTER],
+            "counts have changed"
+        );
+        let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+        let image = (DRIVER.open)(OpenRequest { options, ..request() }).await.unwrap();
+        let report = image.check(Repair::No, &Progress::default()).await.unwrap();
+        assert_eq!((report.corruptions, report.leaks), (1, 1), "{report:?}");
+    });
+}
+
 #[test]
 fn writes_through_damaged_tables_do_not_hit_tables() {
     for options in ["cluster_size=4k", "cluster_size=4k,compat=0.10"] {

@@ -371,7 +371,7 @@ impl Check<'_> {
     }
 
     /// Compares with the counts in the file, of one pass; what is to be mended.
-    async fn compare(&mut self, repair: Repair) -> Result<Vec<(u64, u64)>, Error> {
+    async fn compare(&mut self, repair: Repair, free: bool) -> Result<Vec<(u64, u64)>, Error> {
         let core = self.core;
         let per = core.refs.per_block();
         let order = core.refs.order();
@@ -462,7 +462,7 @@ impl Check<'_> {
                 // In QEMU's words, which scripts look for.
                 let (mended, kind) = match stored < right {
                     true => (repair == Repair::All, "ERROR"),
-                    false => (repair != Repair::No, "Leaked"),
+                    false => (repair != Repair::No && free, "Leaked"),
                 };
                 let what = format!("cluster {c} refcount={stored} reference={right}");
                 report.say(format!("{kind} {what}"));
@@ -476,7 +476,7 @@ impl Check<'_> {
                     }
                 } else {
                     report.leaks += 1;
-                    if repair != Repair::No {
+                    if repair != Repair::No && free {
                         fixes.push((c, right));
                     }
                 }
@@ -502,18 +502,28 @@ impl Core {
         Ok(bytes.chunks_exact(8).map(|c| header::be64(c, 0)).collect())
     }
 
-    /// Checks the counts; if the flags of the active tables have to be looked at, too.
-    async fn check_counts(&self, repair: Repair, progress: &Progress) -> Result<(CheckReport, bool), Error> {
+    /// Checks the counts; if the flags of the active tables have to be looked at, too. `careful`: as
+    /// [`Core::mend_itself`] does.
+    async fn check_counts(
+        &self,
+        repair: Repair,
+        careful: bool,
+        progress: &Progress,
+    ) -> Result<(CheckReport, bool), Error> {
         if !self.info.read_only {
             self.settle().await?;
         }
         let mut check = self.new_check();
         let mut fixes = Vec::new();
         let mut start = 0;
+        let mut free = true;
         loop {
             check.counter = Counter { shared: check.counter.shared, ..Counter::new(start) };
             check.collect(true, progress).await?;
-            fixes.extend(check.compare(repair).await?);
+            if check.first_pass {
+                free = !careful || check.report.corruptions <= check.structure;
+            }
+            fixes.extend(check.compare(repair, free).await?);
             check.first_pass = false;
             if check.counter.limit == u64::MAX {
                 break;
@@ -530,6 +540,10 @@ impl Core {
         if repair != Repair::No && (!fixes.is_empty() || structure > 0) {
             let missing = fixes.iter().any(|f| !matches!(self.refs.block_offset(f.0), Ok(Some(_))));
             if repair == Repair::All && (structure > 0 || missing) {
+                if !free {
+                    let why = "its tables and its counts are damaged: repair it";
+                    return Err(Error::corrupt(&self.info.name, why));
+                }
                 self.rebuild_counts(self.refs.order(), progress).await?;
             } else {
                 for &(cluster, right) in &fixes {
@@ -542,7 +556,7 @@ impl Core {
             self.alloc.cursor.set(0);
             self.alloc.packing.set(None);
             // Counted anew, because one mended thing can show another.
-            let (mut again, _) = Box::pin(self.check_counts(Repair::No, progress)).await?;
+            let (mut again, _) = Box::pin(self.check_counts(Repair::No, careful, progress)).await?;
             report.leaks_fixed = before.1.saturating_sub(again.leaks);
             report.corruptions_fixed = before.0.saturating_sub(again.corruptions);
             report.image_end = again.image_end;
@@ -553,7 +567,22 @@ impl Core {
 
     /// Checks the image; the caller holds all of it alone.
     pub async fn check_all(&self, repair: Repair, progress: &Progress) -> Result<CheckReport, Error> {
-        let (mut report, doubtful) = self.check_counts(repair, progress).await?;
+        self.check_with(repair, false, progress).await
+    }
+
+    /// Sets right what a crash or a failed request has left, without being asked. Where tables are damaged besides,
+    /// what nothing refers to may be what a damaged entry referred to, and stays as it is.
+    pub async fn mend_itself(&self, repair: Repair) -> Result<CheckReport, Error> {
+        self.check_with(repair, true, &Progress::default()).await
+    }
+
+    async fn check_with(
+        &self,
+        repair: Repair,
+        careful: bool,
+        progress: &Progress,
+    ) -> Result<CheckReport, Error> {
+        let (mut report, doubtful) = self.check_counts(repair, careful, progress).await?;
         if doubtful && self.data.is_none() {
             let wrong = self.mend_flags(repair == Repair::All, Some(&mut report)).await?;
             report.corruptions += wrong;

@@ -266,7 +266,7 @@ impl Core {
         }
         let all = dirty || !self.v3();
         let repair = if all { Repair::All } else { Repair::Leaks };
-        let report = self.check_all(repair, &Progress::default()).await?;
+        let report = self.mend_itself(repair).await?;
         if all && !report.is_clean() {
             let why = format!("it was not closed, and cannot be mended: {}", report.messages.join("; "));
             return Err(Error::corrupt(&self.info.name, why));

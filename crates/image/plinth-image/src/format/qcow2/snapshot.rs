@@ -136,7 +136,7 @@ impl Core {
         self.unpacked.borrow_mut().clear();
         if result.is_err() {
             // What is in memory may contradict what is in the file.
-            let report = self.check_all(Repair::All, &Progress::default()).await?;
+            let report = self.mend_itself(Repair::All).await?;
             if !report.is_clean() {
                 let why = format!("it could not be mended: {}", report.messages.join("; "));
                 return Err(Error::corrupt(&self.info.name, why));
