@@ -29,6 +29,13 @@ pub const AMEND: &[OptionSpec] = &[
     },
 ];
 
+/// Why a key is not taken away, unless by force.
+pub const LAST_KEY: &str = "this would take away the last key slot, and with it all data";
+/// Why there is nothing to take away.
+pub const NO_SUCH_KEY: &str = "no key slot has this passphrase";
+/// Why a key is not added, unless by force.
+pub const SLOT_IN_USE: &str = "the key slot is in use: take its passphrase away first";
+
 /// The key slots of a header at a place of a node.
 pub struct KeySlots<'a> {
     pub node: &'a dyn Node,
@@ -105,15 +112,11 @@ impl KeySlots<'_> {
             (Some(old), _) => {
                 let found = self.opened_by(old, slot).await?;
                 if found.is_empty() {
-                    let why = "No keyslots match given (old) password for erase operation";
                     let doing = format!("cannot change the keys of '{name}'");
-                    return Err(Error::new(ErrorKind::Key, doing, why).into());
+                    return Err(Error::new(ErrorKind::Key, doing, NO_SUCH_KEY).into());
                 }
                 if found.len() == active.len() && !force {
-                    return invalid(
-                        "All the active keyslots match the (old) password that was given and erasing them will \
-                         erase all the data in the image irreversibly - refusing operation",
-                    );
+                    return invalid(LAST_KEY);
                 }
                 for slot in found {
                     self.remove(slot).await?;
@@ -125,10 +128,7 @@ impl KeySlots<'_> {
             (None, Some(slot)) if !active.contains(&slot) => {
                 invalid(format!("key slot {slot} is not in use"))
             }
-            (None, Some(slot)) if active.len() == 1 && !force => invalid(format!(
-                "Attempt to erase the only active keyslot {slot} which will erase all the data in the image \
-                 irreversibly - refusing operation"
-            )),
+            (None, Some(_)) if active.len() == 1 && !force => invalid(LAST_KEY),
             (None, Some(slot)) => self.remove(slot).await,
             (None, None) => invalid("state=inactive needs keyslot or old-secret"),
         }
@@ -146,9 +146,7 @@ impl KeySlots<'_> {
                 let new = NewKey { secret: secret.as_bytes(), slot, iter_time, kdf };
                 match slot.filter(|s| self.active().contains(s)) {
                     Some(slot) if force => self.replace(slot, &new).await,
-                    Some(slot) => invalid(format!(
-                        "Refusing to overwrite active keyslot {slot} - please erase it first"
-                    )),
+                    Some(_) => invalid(SLOT_IN_USE),
                     None => self.add(&new).await.map(drop),
                 }
             }

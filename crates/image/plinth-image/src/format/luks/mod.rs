@@ -26,6 +26,8 @@ mod keys;
 mod v1;
 mod v2;
 
+pub use keys::{LAST_KEY, NO_SUCH_KEY, SLOT_IN_USE};
+
 use std::rc::Rc;
 use std::sync::Arc;
 

@@ -6,7 +6,7 @@ use super::alloc::Freed;
 use super::header::{self, Header};
 use super::map::{COMPRESSED, COPIED, View};
 use super::{Core, Qcow2};
-use crate::format::{Progress, Repair, Snapshot, Snapshots};
+use crate::format::{Repair, Snapshot, Snapshots};
 use crate::graph::{
     Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, ReadNode, check_range, check_write, read_table,
 };

@@ -6,7 +6,7 @@ use plinth_image::format::{Format, OptionKind, Options};
 use super::getopt::{Parsed, parse};
 use super::names::{known_format, qemu_name, size};
 use super::open::{How, image};
-use super::refusal::amend_refusal;
+use super::refusal::{amend_failure, amend_refusal};
 use super::secret::{resolved, secrets};
 use super::{Exit, Result, block_on, reason, say};
 
@@ -306,7 +306,7 @@ pub fn amend(args: Vec<String>) -> Result {
             _ => Ok(()),
         };
         resize(first).await?;
-        image.amend(&options).await.map_err(failed)?;
+        image.amend(&options).await.map_err(|e| Exit::failed(amend_failure(reason(&e), &options)))?;
         resize(!first).await?;
         image.close().await.map_err(failed)
     })

@@ -1,6 +1,6 @@
 //! What QEMU refuses to create, in its words: scripts look for them. The formats themselves refuse the same.
 
-use plinth_image::format::{Format, Image, OptionKind, Options};
+use plinth_image::format::{Format, Image, OptionKind, Options, luks};
 
 use super::options::NewOptions;
 
@@ -136,6 +136,27 @@ pub fn amend_refusal(image: &dyn Image, options: &Options) -> Option<String> {
         ),
     ];
     rules.into_iter().find(|r| r.0).map(|r| r.1.to_owned())
+}
+
+/// Why QEMU would not have changed a key slot, where we would not either.
+pub fn amend_failure(why: String, options: &Options) -> String {
+    let text = |name: &str| options.text(name).or_else(|| options.text(&format!("encrypt.{name}")));
+    let slot = text("keyslot").unwrap_or_default();
+    match why.as_str() {
+        luks::NO_SUCH_KEY => "No keyslots match given (old) password for erase operation".to_owned(),
+        luks::SLOT_IN_USE => format!("Refusing to overwrite active keyslot {slot} - please erase it first"),
+        luks::LAST_KEY => {
+            let (what, they) = match text("old-secret") {
+                Some(_) => (
+                    "All the active keyslots match the (old) password that was given and".to_owned(),
+                    "erasing them",
+                ),
+                None => (format!("Attempt to erase the only active keyslot {slot}"), "which"),
+            };
+            format!("{what} {they} will erase all the data in the image irreversibly - refusing operation")
+        }
+        _ => why,
+    }
 }
 
 #[cfg(test)]
