@@ -197,7 +197,7 @@ fn what_cannot_be_is_refused() {
 }
 
 #[test]
-fn bundles_are_read_through_their_snapshots() {
+fn bundles_are_read_and_written_through_their_snapshots() {
     let dir = tempfile::tempdir().unwrap();
     let part = 1 << 20;
     let (base, plain) = (pattern(part, 1), pattern(part, 2));
