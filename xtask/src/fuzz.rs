@@ -115,11 +115,15 @@ pub fn run(root: &Path, args: &[String]) -> Result<String, Vec<String>> {
         println!("fuzz: {name} for {how_long}");
         let memory = if IMAGES.contains(&name.as_str()) && !options.asan { IMAGE_MEMORY } else { MEMORY };
         let mut run = Command::new(target_dir.join(&host).join("release").join(name));
+        if IMAGES.contains(&name.as_str()) && *name != "disk_head" {
+            // Changes to a small image and a script: longer ones only take longer.
+            run.arg("-max_len=512");
+        }
         run.arg(limit)
             .arg(format!("-artifact_prefix={}/", artifacts.display()))
             .arg(format!("-rss_limit_mb={memory}"))
             // Counters are hit or not: how often says little, and takes a third of the time.
-            .args(["-timeout=10", "-use_counters=0", "-max_len=512"])
+            .args(["-timeout=10", "-use_counters=0"])
             .args(["-verbosity=0", "-print_funcs=0", "-print_final_stats=1"])
             .arg(&corpus);
         succeed(&format!("fuzz target {name}"), &mut run)?;
@@ -129,14 +133,9 @@ pub fn run(root: &Path, args: &[String]) -> Result<String, Vec<String>> {
 
 /// The crates of the project that the targets use.
 fn own_crates(root: &Path) -> Result<Vec<String>, Vec<String>> {
-    let mut cargo = Command::new("cargo");
-    cargo.args(["metadata", "--format-version", "1", "--manifest-path"]).arg(root.join("fuzz/Cargo.toml"));
-    let out = cargo.output().map_err(|e| vec![format!("cannot run cargo metadata: {e}")])?;
-    let all: serde_json::Value = serde_json::from_slice(&out.stdout).map_err(|e| {
-        vec![format!("cargo metadata gave no JSON: {e}; {}", String::from_utf8_lossy(&out.stderr))]
-    })?;
-    let packages = all["packages"].as_array().into_iter().flatten();
-    let own = packages.filter(|p| p["source"].is_null()).filter_map(|p| p["name"].as_str());
+    let manifest = root.join("fuzz/Cargo.toml");
+    let packages = crate::packages(root, &["--manifest-path".as_ref(), manifest.as_os_str()])?;
+    let own = packages.iter().filter(|p| p["source"].is_null()).filter_map(|p| p["name"].as_str());
     Ok(own.filter(|n| *n != "plinth-fuzz").map(str::to_owned).collect())
 }
 

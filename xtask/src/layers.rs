@@ -2,9 +2,6 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::process::Command;
-
-use serde_json::Value;
 
 /// What each layer may import beside itself. `crates/product` and `xtask` may use everything.
 const LAYERS: &[(&str, &[&str])] = &[
@@ -32,15 +29,7 @@ const HOST_SPECIFIC: &[&str] = &["plinth-host", "plinth-codegen", "plinth-engine
 /// # Errors
 /// One line for each violation.
 pub fn check(root: &Path) -> Result<String, Vec<String>> {
-    let out = Command::new("cargo")
-        .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
-        .current_dir(root)
-        .output()
-        .map_err(|e| vec![format!("cannot run cargo metadata: {e}")])?;
-    let json: Value = serde_json::from_slice(&out.stdout).map_err(|e| {
-        vec![format!("cargo metadata gave no JSON: {e}; {}", String::from_utf8_lossy(&out.stderr))]
-    })?;
-    let packages = json["packages"].as_array().cloned().unwrap_or_default();
+    let packages = crate::packages(root, &["--no-deps".as_ref(), "--offline".as_ref()])?;
     let mut layer_of = HashMap::new();
     for p in &packages {
         let manifest = p["manifest_path"].as_str().unwrap_or_default();

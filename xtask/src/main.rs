@@ -8,8 +8,11 @@ mod perf;
 mod riscv_tests;
 mod spec;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
+
+use serde_json::Value;
 
 const HELP: &str = "\
 Automation of the project.
@@ -61,4 +64,15 @@ fn main() -> ExitCode {
 fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here).to_path_buf()
+}
+
+/// What cargo knows of the packages of a workspace.
+fn packages(root: &Path, args: &[&OsStr]) -> Result<Vec<Value>, Vec<String>> {
+    let mut cargo = Command::new("cargo");
+    cargo.args(["metadata", "--format-version", "1"]).args(args).current_dir(root);
+    let out = cargo.output().map_err(|e| vec![format!("cannot run cargo metadata: {e}")])?;
+    let json: Value = serde_json::from_slice(&out.stdout).map_err(|e| {
+        vec![format!("cargo metadata gave no JSON: {e}; {}", String::from_utf8_lossy(&out.stderr))]
+    })?;
+    Ok(json["packages"].as_array().cloned().unwrap_or_default())
 }

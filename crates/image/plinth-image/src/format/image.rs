@@ -39,6 +39,15 @@ pub struct Description {
     pub details: serde_json::Map<String, serde_json::Value>,
 }
 
+/// What errors about images below begin with whose recorded format is unknown; the format's name comes then.
+pub const UNKNOWN_FORMAT: &str = "nobody knows the format that is recorded for it, and it is not guessed: ";
+
+/// Refuses to open an image below whose recorded format is unknown.
+pub(super) fn unknown_format(name: &str, format: &str) -> Error {
+    let why = format!("{UNKNOWN_FORMAT}'{format}'");
+    Error::new(ErrorKind::Unsupported, format!("cannot open '{name}'"), why)
+}
+
 impl Description {
     /// The image below, for who opens it.
     ///
@@ -47,8 +56,7 @@ impl Description {
     pub fn backing_to_open(self) -> Result<Option<BackingLink>, Error> {
         let Some(format) = self.unknown_backing_format else { return Ok(self.backing) };
         let name = self.backing.map(|b| b.name).unwrap_or_default();
-        let why = format!("Could not open backing file: Unknown driver '{format}'");
-        Err(Error::new(ErrorKind::Unsupported, format!("cannot open '{name}'"), why))
+        Err(unknown_format(&name, &format))
     }
 }
 

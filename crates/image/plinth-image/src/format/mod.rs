@@ -33,8 +33,10 @@ use std::str::FromStr;
 use crate::graph::{Io, NodeRef};
 use crate::{Error, ErrorKind};
 pub use below::Backing;
+use image::unknown_format;
 pub use image::{
     BackingLink, Bitmap, Bitmaps, CheckReport, Description, Image, Progress, Repair, Snapshot, Snapshots,
+    UNKNOWN_FORMAT,
 };
 pub use links::{LinkKind, Links, NoLinks, Trust, backing_path};
 pub use open::{OpenOptions, Opened, file_links, open, open_linked_node, open_node};

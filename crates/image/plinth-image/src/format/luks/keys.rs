@@ -35,6 +35,8 @@ pub const LAST_KEY: &str = "this would take away the last key slot, and with it 
 pub const NO_SUCH_KEY: &str = "no key slot has this passphrase";
 /// Why a key is not added, unless by force.
 pub const SLOT_IN_USE: &str = "the key slot is in use: take its passphrase away first";
+/// Why there is no slot for a new key.
+pub const ALL_SLOTS_IN_USE: &str = "all key slots are in use";
 
 /// The key slots of a header at a place of a node.
 pub struct KeySlots<'a> {

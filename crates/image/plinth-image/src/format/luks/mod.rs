@@ -26,7 +26,7 @@ mod keys;
 mod v1;
 mod v2;
 
-pub use keys::{LAST_KEY, NO_SUCH_KEY, SLOT_IN_USE};
+pub use keys::{ALL_SLOTS_IN_USE, LAST_KEY, NO_SUCH_KEY, SLOT_IN_USE};
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 use plinth_host::aio;
 use zeroize::Zeroizing;
 
-use super::{Areas, NewKey, Refusal, area_cipher, open_area, seal_area, text};
+use super::{ALL_SLOTS_IN_USE, Areas, NewKey, Refusal, area_cipher, open_area, seal_area, text};
 use crate::Error;
 use crate::crypt::{CipherSpec, Hash, KeyCost, Pbkdf2, Secret, iterations_for, random, same_bytes};
 use crate::format::CheckReport;
@@ -225,9 +225,11 @@ impl Header {
                 return Err(Refusal::Invalid(format!("key slot {n} is in use")));
             }
             Some(n) => n,
-            None => self.slots.iter().position(|s| !s.active).ok_or_else(|| {
-                Refusal::Invalid("Can't add a keyslot - all keyslots are in use".to_owned())
-            })?,
+            None => self
+                .slots
+                .iter()
+                .position(|s| !s.active)
+                .ok_or_else(|| Refusal::Invalid(ALL_SLOTS_IN_USE.to_owned()))?,
         };
         let (hash, len, ms) = (self.hash, self.key_len, new.iter_time);
         let mut salt = [0; 32];

@@ -6,7 +6,7 @@ use plinth_host::aio;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::{Areas, NewKey, Refusal, open_area, seal_area, text};
+use super::{ALL_SLOTS_IN_USE, Areas, NewKey, Refusal, open_area, seal_area, text};
 use crate::Error;
 use crate::crypt::{
     Argon2, Argon2Kind, CipherSpec, Hash, KeyCost, Pbkdf2, Secret, iterations_for, random, same_bytes,
@@ -498,9 +498,9 @@ impl Header {
             Some(n) if n >= MAX_SLOTS => return Err(Refusal::Invalid(format!("there is no key slot {n}"))),
             Some(n) if used(n) => return Err(Refusal::Invalid(format!("key slot {n} is in use"))),
             Some(n) => n,
-            None => (0..MAX_SLOTS).find(|&n| !used(n)).ok_or_else(|| {
-                Refusal::Invalid("Can't add a keyslot - all keyslots are in use".to_owned())
-            })?,
+            None => (0..MAX_SLOTS)
+                .find(|&n| !used(n))
+                .ok_or_else(|| Refusal::Invalid(ALL_SLOTS_IN_USE.to_owned()))?,
         };
         let len = (key.len() * STRIPES).next_multiple_of(4096) as u64;
         let offset = self.free_area(len)?;

@@ -12,7 +12,9 @@ use serde_json::json;
 
 use super::image::ParallelsImage;
 use crate::format::{CheckReport, Description, Format, Image, Links, Progress, Repair};
-use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, RangeLocks, check_range};
+use crate::graph::{
+    Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, RangeLocks, check_range, check_write,
+};
 use crate::ovf::escape;
 use crate::{Error, ErrorKind, SECTOR};
 
@@ -87,6 +89,8 @@ pub fn is_descriptor(head: &[u8]) -> bool {
 
 /// Zeros that are written as data at once, at most.
 const ZEROS: u64 = 1 << 20;
+/// Bytes of a cluster at most that is written over others: it is in memory whole.
+const MAX_OVER: u64 = 16 << 20;
 
 /// One image of one part.
 enum Layer {
@@ -231,6 +235,7 @@ pub async fn open(file: NodeRef, links: &dyn Links, read_only: bool) -> Result<B
     let (size, plans, snapshots) = plan(text).map_err(refused)?;
     let mut parts = Vec::new();
     for Plan { start, end, images } in plans {
+        let over = images.len() > 1;
         let mut layers = Vec::new();
         for (n, (sparse, image)) in images.into_iter().enumerate() {
             // Only the newest one is written.
@@ -239,6 +244,13 @@ pub async fn open(file: NodeRef, links: &dyn Links, read_only: bool) -> Result<B
             let (layer, len) = if sparse {
                 let disk = ParallelsImage::open(node, read_only).await?;
                 let len = disk.size();
+                let cluster = disk.describe().cluster_size.unwrap_or(SECTOR);
+                if over && !read_only && cluster > MAX_OVER {
+                    let doing = format!("cannot open '{name}' for writing");
+                    let why = format!("'{image}' is over another image and has clusters of {cluster} bytes");
+                    let why = format!("{why}, more than {MAX_OVER}: convert it");
+                    return Err(Error::new(ErrorKind::Limit, doing, why));
+                }
                 (Layer::Sparse(Box::new(disk)), len)
             } else {
                 let len = node.size();
@@ -368,14 +380,6 @@ impl Bundle {
             (p, from - p.start, from - offset, p.end.min(offset + len) - from)
         })
     }
-
-    fn check_change(&self, what: &'static str, offset: u64, len: u64) -> Result<(), Error> {
-        if self.info.read_only {
-            let doing = format!("cannot {what} '{}'", self.info.name);
-            return Err(Error::new(ErrorKind::ReadOnly, doing, "it is open for reading only"));
-        }
-        check_range(self, what, offset, len)
-    }
 }
 
 impl Node for Bundle {
@@ -404,7 +408,7 @@ impl Node for Bundle {
 
     fn write(&self, offset: u64, data: IoData) -> Io<'_, ()> {
         Box::pin(async move {
-            self.check_change("write to", offset, data.len() as u64)?;
+            check_write(self, offset, data.len() as u64)?;
             for (part, within, done, n) in self.split(offset, data.len() as u64) {
                 let data = data.slice(done as usize..(done + n) as usize);
                 match part.over() {
@@ -418,7 +422,7 @@ impl Node for Bundle {
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Io<'_, ()> {
         Box::pin(async move {
-            self.check_change("write zeros to", offset, len)?;
+            check_write(self, offset, len)?;
             for (part, within, _, n) in self.split(offset, len) {
                 match part.over() {
                     Some(disk) => part.write_over(disk, within, n, None).await?,
@@ -431,7 +435,7 @@ impl Node for Bundle {
 
     fn discard(&self, offset: u64, len: u64) -> Io<'_, ()> {
         Box::pin(async move {
-            self.check_change("discard in", offset, len)?;
+            check_write(self, offset, len)?;
             // Where there is something below, it would come to light.
             for (part, within, _, n) in self.split(offset, len).filter(|p| p.0.over().is_none()) {
                 part.layers[0].node().discard(within, n).await?;

@@ -19,8 +19,8 @@ const CHUNKS: usize = 512;
 const READS: usize = 8;
 const READ: u64 = 1 << 20;
 /// What helps where counts are too narrow for what refers to a cluster.
-const OVERFLOW: &str = "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean \
-                        copy if the image cannot be opened for writing";
+pub const NARROW_COUNTS: &str = "a cluster has more references than its count can say: widen the counts (`plinth disk amend \
+                                 -o refcount_bits=64`), or convert the image";
 
 /// References to clusters, of those from `start` to `limit`.
 struct Counter {
@@ -452,7 +452,7 @@ impl Check<'_> {
                     report.corruptions += 1;
                     report.say(format!("ERROR: overflow cluster offset={:#x}", c << core.bits));
                     if !self.overflow {
-                        report.say(OVERFLOW);
+                        report.say(NARROW_COUNTS);
                     }
                     self.overflow = true;
                     continue;

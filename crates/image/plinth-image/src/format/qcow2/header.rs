@@ -19,6 +19,9 @@ pub const MAX_REFTABLE: u64 = 8 << 20;
 /// Bytes of the name of an image below at most.
 pub const MAX_BACKING: usize = 1023;
 
+/// What is wrong with an encrypted image that lacks that header extension.
+pub const NO_CRYPT_HEADER: &str = "it does not say where the header of its encryption is";
+
 pub const EXT_END: u32 = 0;
 pub const EXT_BACKING_FORMAT: u32 = 0xe279_2aca;
 pub const EXT_FEATURES: u32 = 0x6803_f857;
@@ -358,7 +361,7 @@ impl Header {
         match self.crypt {
             CRYPT_NONE | CRYPT_AES => {}
             CRYPT_LUKS if self.crypt_area().as_ref().is_some_and(aligned) => {}
-            CRYPT_LUKS => return corrupt("Missing CRYPTO header for crypt method 2".to_owned()),
+            CRYPT_LUKS => return corrupt(NO_CRYPT_HEADER.to_owned()),
             other => {
                 let why = format!("it is encrypted by method {other}; 1 (AES) and 2 (LUKS) are known");
                 return Err(Error::new(ErrorKind::Unsupported, format!("cannot open '{name}'"), why));

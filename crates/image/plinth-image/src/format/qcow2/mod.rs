@@ -56,15 +56,17 @@ use std::sync::Arc;
 use async_lock::Mutex;
 use serde_json::json;
 
+pub use check::NARROW_COUNTS;
 pub use create::cluster_size;
 use header::Header;
+pub use header::NO_CRYPT_HEADER;
 use map::{L1, View};
 pub use measure::measure;
 
 use super::table::{TableCache, table_len};
 use super::{
     BackingLink, Bitmaps, CheckReport, Description, Driver, Format, Image, Links, OpenRequest, Options,
-    Progress, Repair, Snapshots,
+    Progress, Repair, Snapshots, unknown_format,
 };
 use crate::crypt::KeyCost;
 use crate::graph::{
@@ -312,10 +314,7 @@ impl Header {
         let Some(name) = &self.backing else { return Ok(None) };
         let format =
             self.extension(header::EXT_BACKING_FORMAT).map(|f| String::from_utf8_lossy(f).into_owned());
-        let known = |f: String| {
-            let why = format!("Could not open backing file: Unknown driver '{f}'");
-            f.parse().map_err(|_| Error::new(ErrorKind::Unsupported, format!("cannot open '{name}'"), why))
-        };
+        let known = |f: String| f.parse().map_err(|_| unknown_format(name, &f));
         let format = format.filter(|f| !f.is_empty()).map(known).transpose()?;
         Ok(Some(BackingLink { name: name.clone(), format, identity: None }))
     }

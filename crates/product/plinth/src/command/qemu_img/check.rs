@@ -8,6 +8,7 @@ use super::getopt::parse;
 use super::json::pretty;
 use super::names::{cache, json_wanted, qemu_name};
 use super::open::{How, how, image};
+use super::refusal::in_qemus_words;
 use super::{Exit, Result, block_on, reason, say};
 
 fn text(r: &CheckReport) -> String {
@@ -111,7 +112,7 @@ pub fn run(args: Vec<String>) -> Result {
             }
         }
         for line in &report.messages {
-            eprintln!("{line}");
+            eprintln!("{}", in_qemus_words(line));
         }
         let fixed = (report.corruptions_fixed, report.leaks_fixed);
         if fixed != (0, 0) {

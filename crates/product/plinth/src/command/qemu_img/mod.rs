@@ -192,7 +192,7 @@ pub fn warn(message: &str) {
 pub fn reason(e: &Error) -> String {
     let text = e.source.to_string();
     // The host's errors, as strerror(3) has them.
-    text.split(" (os error ").next().unwrap_or_default().to_owned()
+    refusal::in_qemus_words(text.split(" (os error ").next().unwrap_or_default())
 }
 
 /// Runs a job on this thread; a signal ends it, and it leaves nothing half-done.

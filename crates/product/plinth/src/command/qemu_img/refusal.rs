@@ -1,6 +1,6 @@
 //! What QEMU refuses to create, in its words: scripts look for them. The formats themselves refuse the same.
 
-use plinth_image::format::{Format, Image, OptionKind, Options, luks};
+use plinth_image::format::{Format, Image, OptionKind, Options, UNKNOWN_FORMAT, luks, qcow2 as qcow2_format};
 
 use super::options::NewOptions;
 
@@ -138,12 +138,29 @@ pub fn amend_refusal(image: &dyn Image, options: &Options) -> Option<String> {
     rules.into_iter().find(|r| r.0).map(|r| r.1.to_owned())
 }
 
+/// What QEMU says instead of a message of ours.
+pub fn in_qemus_words(text: &str) -> String {
+    if let Some(format) = text.strip_prefix(UNKNOWN_FORMAT) {
+        return format!("Could not open backing file: Unknown driver {format}");
+    }
+    match text {
+        qcow2_format::NO_CRYPT_HEADER => "Missing CRYPTO header for crypt method 2",
+        qcow2_format::NARROW_COUNTS => {
+            "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean copy if \
+             the image cannot be opened for writing"
+        }
+        luks::ALL_SLOTS_IN_USE => "Can't add a keyslot - all keyslots are in use",
+        luks::NO_SUCH_KEY => "No keyslots match given (old) password for erase operation",
+        other => other,
+    }
+    .to_owned()
+}
+
 /// Why QEMU would not have changed a key slot, where we would not either.
 pub fn amend_failure(why: String, options: &Options) -> String {
     let text = |name: &str| options.text(name).or_else(|| options.text(&format!("encrypt.{name}")));
     let slot = text("keyslot").unwrap_or_default();
     match why.as_str() {
-        luks::NO_SUCH_KEY => "No keyslots match given (old) password for erase operation".to_owned(),
         luks::SLOT_IN_USE => format!("Refusing to overwrite active keyslot {slot} - please erase it first"),
         luks::LAST_KEY => {
             let (what, they) = match text("old-secret") {
