@@ -24,7 +24,7 @@ Commands:
   spec     Check that every promise in SPECIFICATION.md names a test that exists, or is pending
   docs     Check that the documentation's paths exist and its quotations are there
   guest    Make the test guest, or find it in the cache, and print its parts: guest [ARCH]
-  fuzz     Run the fuzz targets, each for 60 seconds: fuzz [TARGET] [--seconds N]
+  fuzz     Run the fuzz targets, each for 60 seconds: fuzz [TARGET] [--seconds N | --runs N]
   riscv-tests  Run the official RISC-V tests on both tiers: riscv-tests DIR; see `cargo xtask riscv-tests --help`
   perf     Measure Plinth beside QEMU and write docs/performance.md; see `cargo xtask perf --help`
 ";

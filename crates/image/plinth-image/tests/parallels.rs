@@ -244,6 +244,13 @@ fn bundles_are_read_and_written_through_their_snapshots() {
             std::fs::write(&path, text).unwrap();
             assert_eq!(open_it(&path).await.err().unwrap().kind, kind, "{to}");
         }
+        // Clusters that are written whole have to fit into memory; for reading they need not.
+        std::fs::write(&path, DESCRIPTOR).unwrap();
+        std::fs::remove_file(dir.path().join("top.hds")).unwrap();
+        drop(make(&dir.path().join("top.hds"), "cluster_size=32M", part as u64).await);
+        assert_eq!(open_it(&path).await.err().unwrap().kind, ErrorKind::Limit);
+        let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+        assert!(open(&path, &options).await.is_ok());
     });
 }
 
