@@ -304,3 +304,123 @@ fn bitmaps_of_large_disks_take_little_memory() {
         assert!(image.check(Repair::No, &Progress::default()).await.unwrap().is_clean());
     });
 }
+
+/// Opens an image for a check.
+async fn open_for_check(bytes: &[u8]) -> (Rc<dyn Image>, Rc<MemoryNode>) {
+    let file = Rc::new(MemoryNode::with("image", bytes));
+    let options = OpenOptions { for_check: true, ..OpenOptions::default() };
+    let request = OpenRequest { file: file.clone(), links: Rc::new(NoLinks), options };
+    ((DRIVER.open)(request).await.unwrap(), file)
+}
+
+/// Why an image cannot be opened.
+async fn refusal(bytes: &[u8]) -> plinth_image::Error {
+    let file = Rc::new(MemoryNode::with("image", bytes));
+    let request = OpenRequest { file, links: Rc::new(NoLinks), options: OpenOptions::default() };
+    (DRIVER.open)(request).await.err().expect("must not be opened")
+}
+
+/// Checks and repairs an image until nothing is wrong with it; the report, and the image.
+async fn repaired(bytes: &[u8]) -> (plinth_image::format::CheckReport, Vec<u8>) {
+    let (image, file) = open_for_check(bytes).await;
+    let report = image.check(Repair::All, &Progress::default()).await.unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    let again = image.check(Repair::No, &Progress::default()).await.unwrap();
+    assert_eq!((again.corruptions, again.leaks), (0, 0), "{again:?}");
+    image.close().await.unwrap();
+    if let Some(code) = their_check(&file.contents()) {
+        assert_eq!(code, 0);
+    }
+    (report, file.contents())
+}
+
+#[test]
+fn sizes_that_version_3_demands_are_added_to_snapshots() {
+    block_on(async {
+        let (mut bytes, _) = image("cluster_size=4k").await;
+        let table = be64(&bytes, 64) as usize;
+        // ID and name follow without anything between.
+        bytes.copy_within(table + 64..table + 66, table + 40);
+        bytes[table + 36..table + 40].fill(0);
+        let (old, _) = open(&bytes).await;
+        let before = old.snapshots().unwrap().list();
+        let report = old.check(Repair::No, &Progress::default()).await.unwrap();
+        assert_eq!((report.corruptions, report.leaks), (1, 0), "{report:?}");
+        let (report, mended) = repaired(&bytes).await;
+        assert_eq!((report.corruptions, report.corruptions_fixed), (1, 1), "{report:?}");
+        let (image, _) = open(&mended).await;
+        assert_eq!(image.snapshots().unwrap().list(), before);
+        assert_eq!(before[0].disk_size, SIZE);
+    });
+}
+
+#[test]
+fn what_is_too_much_in_a_snapshot_table_is_removed() {
+    block_on(async {
+        let (image, output) = create("cluster_size=4k", SIZE).await;
+        image.write(0, IoData::copy_of(&[1; CLUSTER])).await.unwrap();
+        for name in ["a", "b"] {
+            let new = Snapshot { name: name.to_owned(), ..Snapshot::default() };
+            image.snapshots().unwrap().create(&new).await.unwrap();
+            image.write(0, IoData::copy_of(name.repeat(CLUSTER).as_bytes())).await.unwrap();
+        }
+        image.close().await.unwrap();
+        let bytes = output.file("image").unwrap().contents();
+        let second = be64(&bytes, 64) as usize + 72;
+
+        // An entry with 60,000 bytes of additional data; its ID and name are wherever that ends.
+        let mut long = bytes.clone();
+        long[second + 36..second + 40].copy_from_slice(&60_000u32.to_be_bytes());
+        long.resize(long.len() + (64 << 10), 0);
+        let error = refusal(&long).await.to_string();
+        assert!(error.contains("60000 bytes") && error.contains("--repair all"), "{error}");
+        let (report, mended) = repaired(&long).await;
+        assert!(report.corruptions_fixed > 0);
+        let (image, _) = open(&mended).await;
+        let names: Vec<_> = image.snapshots().unwrap().list().into_iter().map(|s| s.name).collect();
+        assert_eq!(names, ["a", "\0"]);
+        let view = image.snapshots().unwrap().view("a").await.unwrap();
+        assert!(view.read(0, IoBuf::new(CLUSTER)).await.unwrap()[..] == [1; CLUSTER]);
+
+        // More entries than a table may have; those behind its end go, and their clusters too.
+        let mut many = bytes.clone();
+        let at = many.len().next_multiple_of(CLUSTER);
+        let entries = (64 << 20) / (40 + 24 + 65_535 + 65_535 + 2) + 3;
+        let mut entry = vec![b'x'; 40 + 24 + 65_535 + 65_535 + 2];
+        entry[..64].copy_from_slice(&many[second..second + 64]);
+        entry[12..16].fill(0xff);
+        many.resize(at, 0);
+        for _ in 0..entries {
+            many.extend(&entry);
+        }
+        many[60..64].copy_from_slice(&(entries as u32).to_be_bytes());
+        many[64..72].copy_from_slice(&(at as u64).to_be_bytes());
+        let error = refusal(&many).await.to_string();
+        assert!(error.contains("too long") && error.contains("the 3 snapshots"), "{error}");
+        let (_, mended) = repaired(&many).await;
+        assert_eq!(u32::from_be_bytes(mended[60..64].try_into().unwrap()), entries as u32 - 3);
+    });
+}
+
+#[test]
+fn what_opening_cannot_mend_is_opened_for_a_check() {
+    block_on(async {
+        let (mut bytes, _) = image("cluster_size=4k").await;
+        // It was not closed, and the L2 table has an entry that no repair knows the right value of.
+        bytes[79] |= 1;
+        let l2 = (be64(&bytes, be64(&bytes, 40) as usize) & 0x00ff_ffff_ffff_fe00) as usize;
+        bytes[l2 + 6] |= 2;
+        assert_eq!(refusal(&bytes).await.kind, ErrorKind::Corrupt);
+        let (image, file) = open_for_check(&bytes).await;
+        assert_eq!(image.write(0, IoData::copy_of(&[7; 512])).await.unwrap_err().kind, ErrorKind::Corrupt);
+        let report = image.check(Repair::All, &Progress::default()).await.unwrap();
+        assert_eq!(
+            (report.corruptions - report.corruptions_fixed, report.leaks - report.leaks_fixed),
+            (1, 0)
+        );
+        image.close().await.unwrap();
+        // What the mark says is still true.
+        assert_eq!(file.contents()[79] & 1, 1);
+        assert_eq!(refusal(&file.contents()).await.kind, ErrorKind::Corrupt);
+    });
+}

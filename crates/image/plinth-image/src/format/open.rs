@@ -25,6 +25,8 @@ pub struct OpenOptions {
     pub secret: Option<Rc<[u8]>>,
     /// Leave the image below closed: what is not in this one reads as zeros.
     pub no_backing: bool,
+    /// To be checked: damage that a check tells of and can mend does not keep it from being opened.
+    pub for_check: bool,
     /// The LUKS header of the image, where it is in a file of its own. An image that has one is a LUKS image.
     pub header: Option<NodeRef>,
 }
@@ -74,7 +76,8 @@ pub(super) async fn open_linked(
     format: Option<Format>,
     above: &FileLinks,
 ) -> Result<Rc<dyn Image>, Error> {
-    let mut options = OpenOptions { format, read_only: true, header: None, ..above.options.clone() };
+    let mut options =
+        OpenOptions { format, read_only: true, header: None, for_check: false, ..above.options.clone() };
     // Nobody has said what it is. If its contents, which a guest may have written, make it an image that names
     // further files, only those are opened that the user has allowed.
     options.trust.nothing |= format.is_none() && options.trust.allowed.is_empty();

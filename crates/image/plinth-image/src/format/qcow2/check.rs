@@ -1,114 +1,23 @@
 //! Checking and mending: the references that tables make are counted and compared with the counts in the file.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use futures_util::StreamExt;
 use futures_util::stream;
 
+use super::counter::{CHUNK, Counter};
 use super::map::{COMPRESSED, COPIED, Entry, OFFSET, ZERO};
 use super::{Core, header, refcount};
 use crate::format::{CheckReport, Progress, Repair};
 use crate::graph::{IoBuf, read_table};
 use crate::{Error, ErrorKind};
 
-/// Clusters whose references are counted together.
-const CHUNK: u64 = 1 << 16;
-/// Chunks in memory at once: 32 MiB, for 2 TiB of clusters of 64 KiB. More are counted in several passes.
-const CHUNKS: usize = 512;
 /// Reads of tables in flight, and bytes of each at most.
 const READS: usize = 8;
 const READ: u64 = 1 << 20;
 /// What helps where counts are too narrow for what refers to a cluster.
 pub const NARROW_COUNTS: &str = "a cluster has more references than its count can say: widen the counts (`plinth disk amend \
                                  -o refcount_bits=64`), or convert the image";
-
-/// References to clusters, of those from `start` to `limit`.
-struct Counter {
-    start: u64,
-    limit: u64,
-    chunks: BTreeMap<u64, Box<[u8]>>,
-    /// Counts that do not fit a byte.
-    over: HashMap<u64, u64>,
-    /// Behind the last cluster that is referred to.
-    end: u64,
-    /// Some cluster is referred to more than once.
-    shared: bool,
-}
-
-impl Counter {
-    fn new(start: u64) -> Self {
-        let (chunks, over) = (BTreeMap::new(), HashMap::new());
-        Self { start, limit: u64::MAX, chunks, over, end: 0, shared: false }
-    }
-
-    fn add(&mut self, cluster: u64, times: u64) {
-        self.end = self.end.max(cluster + 1);
-        if cluster < self.start || cluster >= self.limit {
-            return;
-        }
-        let number = cluster / CHUNK;
-        if !self.chunks.contains_key(&number) && self.chunks.len() >= CHUNKS {
-            // The last ones are for the next pass.
-            let last = self.chunks.last_key_value().map_or(0, |c| *c.0).max(number);
-            self.limit = last * CHUNK;
-            self.chunks.remove(&last);
-            self.over.retain(|&c, _| c < last * CHUNK);
-            if number == last {
-                return;
-            }
-        }
-        let chunk = self.chunks.entry(number).or_insert_with(|| vec![0; CHUNK as usize].into());
-        let byte = &mut chunk[(cluster % CHUNK) as usize];
-        let sum = u64::from(*byte) + times;
-        self.shared |= sum > 1;
-        if sum < 255 {
-            *byte = sum as u8;
-            return;
-        }
-        let more = if *byte == 255 { times } else { sum };
-        *byte = 255;
-        *self.over.entry(cluster).or_default() += more;
-    }
-
-    /// One reference, or several, to each of `count` clusters in a row.
-    fn add_row(&mut self, cluster: u64, count: u64, times: u64) {
-        let (mut at, end) = (cluster, cluster + count);
-        while at < end {
-            let to = end.min((at / CHUNK + 1) * CHUNK);
-            // The usual case, without a look at each: nobody else refers to them.
-            if times == 1
-                && at >= self.start
-                && to <= self.limit
-                && let Some(chunk) = self.chunks.get_mut(&(at / CHUNK))
-            {
-                let first = (at % CHUNK) as usize;
-                let row = &mut chunk[first..first + (to - at) as usize];
-                if crate::graph::is_zero(row) {
-                    row.fill(1);
-                    self.end = self.end.max(to);
-                    at = to;
-                    continue;
-                }
-            }
-            for c in at..to {
-                self.add(c, times);
-            }
-            at = to;
-        }
-    }
-
-    /// Counts from `cluster` on, up to the end of what is counted together; `None` if none of it is referred to.
-    fn row(&self, cluster: u64) -> Option<&[u8]> {
-        self.chunks.get(&(cluster / CHUNK)).map(|c| &c[(cluster % CHUNK) as usize..])
-    }
-
-    fn get(&self, cluster: u64) -> u64 {
-        match self.chunks.get(&(cluster / CHUNK)).map_or(0, |c| c[(cluster % CHUNK) as usize]) {
-            255 => self.over.get(&cluster).copied().unwrap_or(255),
-            n => u64::from(n),
-        }
-    }
-}
 
 /// An L2 table: how many L1 tables have it, and if the active one is among them.
 #[derive(Clone, Copy, Default)]
@@ -299,6 +208,9 @@ impl Check<'_> {
                 Err(e) => return Err(e),
             }
         }
+        for finding in core.snapshot_damage.borrow().findings() {
+            self.corrupt(finding);
+        }
         self.add_bytes(header.snapshots_offset, core.snapshot_table_len.get(), 1);
         if let Some((at, len)) = header.crypt_area() {
             self.add_table("the encryption header", at, len);
@@ -423,25 +335,17 @@ impl Check<'_> {
             let mut next = start.saturating_sub(n * per);
             let end = per.min(stored.max(used)).min(limit.saturating_sub(n * per));
             while next < end {
-                let i = next;
-                let c = n * per + i;
-                // Counts of 16 bits that are right, many at once.
-                if order == 4
-                    && let Some(stored) = bytes.as_ref().and_then(|b| b.get(i as usize * 2..))
-                    && let Some(right) = self.counter.row(c)
-                {
-                    let pairs = stored.as_chunks::<2>().0.iter().zip(right);
-                    let alike = pairs.take_while(|(s, r)| s[0] == 0 && s[1] == **r && **r != 255).count();
-                    if alike > 0 {
-                        next += alike as u64;
-                        continue;
-                    }
-                }
-                next += 1;
-                let stored = bytes.as_ref().map_or(0, |b| refcount::get(b, order, i as usize));
-                if stored == 0 && c >= self.counter.end {
+                // What is right, many at once.
+                let c = n * per + next;
+                let most = (end - next).min(CHUNK - c % CHUNK);
+                let alike = self.counter.alike(c, most, bytes.as_deref(), order, next);
+                next += alike;
+                if alike == most {
                     continue;
                 }
+                let (c, i) = (c + alike, next);
+                next += 1;
+                let stored = bytes.as_ref().map_or(0, |b| refcount::get(b, order, i as usize));
                 let right = self.counter.get(c);
                 if stored == right {
                     continue;
@@ -518,7 +422,9 @@ impl Core {
         let mut start = 0;
         let mut free = true;
         loop {
-            check.counter = Counter { shared: check.counter.shared, ..Counter::new(start) };
+            let shared = check.counter.shared;
+            check.counter = Counter::new(start);
+            check.counter.shared = shared;
             check.collect(true, progress).await?;
             if check.first_pass {
                 free = !careful || check.report.corruptions <= check.structure;
@@ -582,7 +488,20 @@ impl Core {
         careful: bool,
         progress: &Progress,
     ) -> Result<CheckReport, Error> {
-        let (mut report, doubtful) = self.check_counts(repair, careful, progress).await?;
+        let (mut report, mut doubtful) = self.check_counts(repair, careful, progress).await?;
+        let damage = self.snapshot_damage.borrow().findings().len() as u64;
+        if damage > 0 && repair == Repair::All && !careful {
+            // The counts are right now, which a new table's place goes by; what has fallen off is not in use any more.
+            self.mend_snapshots().await?;
+            let (again, more) = self.check_counts(repair, careful, progress).await?;
+            doubtful |= more;
+            report.corruptions += again.corruptions;
+            report.corruptions_fixed += damage + again.corruptions_fixed;
+            report.leaks += again.leaks;
+            report.leaks_fixed += again.leaks_fixed;
+            report.image_end = again.image_end;
+            again.messages.into_iter().for_each(|m| report.say(m));
+        }
         if doubtful && self.data.is_none() {
             let wrong = self.mend_flags(repair == Repair::All, Some(&mut report)).await?;
             report.corruptions += wrong;

@@ -255,15 +255,19 @@ impl Core {
         Ok(())
     }
 
-    /// Takes the marks back, when all is durable.
+    /// Takes the marks back, when all is durable; those of an image that is damaged besides stay.
     pub async fn unmark(&self) -> Result<(), Error> {
         if !self.commits.marked.get() {
             return Ok(());
         }
-        if self.header.borrow().incompatible & header::DIRTY != 0 {
+        let header = self.header.borrow().clone();
+        if self.guard.broken.get() || header.incompatible & header::CORRUPT != 0 {
+            return Ok(());
+        }
+        if header.incompatible & header::DIRTY != 0 {
             self.change_header(|h| h.incompatible &= !header::DIRTY).await?;
         }
-        if self.header.borrow().leaks {
+        if header.leaks {
             self.write_leak_mark(false).await?;
         }
         self.barrier().await?;

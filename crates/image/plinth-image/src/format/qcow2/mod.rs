@@ -34,6 +34,7 @@ mod bits;
 mod check;
 mod commit;
 mod compress;
+mod counter;
 mod create;
 mod crypt;
 mod guard;
@@ -44,6 +45,7 @@ mod read;
 mod refcount;
 mod resize;
 mod snapshot;
+mod snapshot_table;
 mod state;
 mod write;
 mod zero;
@@ -62,6 +64,7 @@ use header::Header;
 pub use header::NO_CRYPT_HEADER;
 use map::{L1, View};
 pub use measure::measure;
+pub use snapshot_table::INCOMPLETE as INCOMPLETE_SNAPSHOT;
 
 use super::table::{TableCache, table_len};
 use super::{
@@ -122,7 +125,8 @@ struct Core {
     /// The file with the data has holes in what is allocated; not known before somebody asks.
     sparse: Cell<Option<bool>>,
     unpacked: RefCell<compress::Unpacked>,
-    snapshots: RefCell<Vec<snapshot::Entry>>,
+    snapshots: RefCell<Vec<snapshot_table::Entry>>,
+    snapshot_damage: RefCell<snapshot_table::Damage>,
     snapshot_table_len: Cell<u64>,
     bitmaps: bitmap::State,
     closed: Cell<bool>,
@@ -144,7 +148,13 @@ impl Qcow2 {
 /// Opens an image; the keys of its encryption may cost that much.
 pub(crate) async fn open_with(request: OpenRequest, mut cost: KeyCost) -> Result<Rc<dyn Image>, Error> {
     let core = Core::open(&request, &mut cost).await?;
-    core.make_ready().await?;
+    if let Err(e) = core.make_ready().await {
+        // A check says what is wrong, and may be able to mend it.
+        if !request.options.for_check || e.kind != ErrorKind::Corrupt {
+            return Err(e);
+        }
+        core.guard.broken.set(true);
+    }
     Ok(Rc::new(Qcow2::new(core)))
 }
 
@@ -168,7 +178,10 @@ impl Core {
             false => None,
             true => Some(Self::open_data(request, &header, &name, read_only).await?),
         };
-        let (snapshots, table_len) = snapshot::read_table_of(&*file, &header).await?;
+        let snapshots = snapshot_table::read(&*file, &header).await?;
+        if let Some(why) = snapshots.damage.refusal().filter(|_| !request.options.for_check) {
+            return Err(Error::corrupt(&name, why));
+        }
         let crypt = crypt::Crypt::open(&file, &header, request.options.secret.as_deref(), cost).await?;
         let backing = Self::open_backing(request, &header).await?;
         let cluster = header.cluster_size();
@@ -209,8 +222,9 @@ impl Core {
             next_slice: Cell::new(0),
             sparse: Cell::default(),
             unpacked: RefCell::default(),
-            snapshots: RefCell::new(snapshots),
-            snapshot_table_len: Cell::new(table_len),
+            snapshot_table_len: Cell::new(snapshots.len),
+            snapshot_damage: RefCell::new(snapshots.damage),
+            snapshots: RefCell::new(snapshots.entries),
             bitmaps,
             closed: Cell::new(false),
             header: RefCell::new(header),

@@ -3,97 +3,13 @@
 use std::rc::Rc;
 
 use super::alloc::Freed;
-use super::header::{self, Header};
+use super::header;
 use super::map::{COMPRESSED, COPIED, View};
+use super::snapshot_table::Entry;
 use super::{Core, Qcow2};
 use crate::format::{Repair, Snapshot, Snapshots};
-use crate::graph::{
-    Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, ReadNode, check_range, check_write, read_table,
-};
+use crate::graph::{Extent, Io, IoBuf, IoData, NodeInfo, NodeRef, ReadNode, check_range, check_write};
 use crate::{Error, ErrorKind, SECTOR};
-
-/// Bytes of the snapshot table at most (QEMU's limit).
-const MAX_TABLE: u64 = 64 << 20;
-/// Bytes of an entry before its variable parts.
-const FIXED: usize = 40;
-/// Bytes of an entry's additional data that are known: sizes, and the instruction count.
-const EXTRA: usize = 24;
-
-/// One snapshot, as the table has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    pub l1_offset: u64,
-    pub l1_size: u32,
-    pub info: Snapshot,
-    /// Additional data behind what we know, and how much of the known there was.
-    extra: Vec<u8>,
-}
-
-/// Reads the snapshot table; the snapshots, and the table's bytes.
-pub async fn read_table_of(file: &dyn Node, header: &Header) -> Result<(Vec<Entry>, u64), Error> {
-    let name = &file.info().name;
-    let mut at = header.snapshots_offset;
-    let mut snapshots = Vec::new();
-    let what = "the snapshot table";
-    for _ in 0..header.snapshots {
-        let fixed = read_table(file, at, FIXED, what).await?;
-        let len16 = |at: usize| usize::from(u16::from_be_bytes([fixed[at], fixed[at + 1]]));
-        let (id_len, name_len, extra_len) = (len16(12), len16(14), header::be32(&fixed, 36) as usize);
-        let whole = FIXED + extra_len.min(1 << 20) + id_len + name_len;
-        if extra_len > 1024 || at - header.snapshots_offset + whole as u64 > MAX_TABLE {
-            return Err(Error::corrupt(name, "its snapshot table is too long"));
-        }
-        let all = read_table(file, at, whole, what).await?;
-        let extra = &all[FIXED..FIXED + extra_len];
-        let text = |from: usize, len: usize| String::from_utf8_lossy(&all[from..from + len]).into_owned();
-        let l1_size = header::be32(&all, 8);
-        if u64::from(l1_size) * 8 > header::MAX_L1 {
-            return Err(Error::corrupt(name, "the L1 table of a snapshot is too long"));
-        }
-        let vm_state = if extra_len >= 8 { header::be64(extra, 0) } else { header::be32(&all, 32).into() };
-        let icount = (extra_len >= EXTRA).then(|| header::be64(extra, 16)).filter(|&i| i != u64::MAX);
-        snapshots.push(Entry {
-            l1_offset: header::be64(&all, 0),
-            l1_size,
-            info: Snapshot {
-                id: text(FIXED + extra_len, id_len),
-                name: text(FIXED + extra_len + id_len, name_len),
-                vm_state_size: vm_state,
-                date: (header::be32(&all, 16).into(), header::be32(&all, 20)),
-                vm_clock: header::be64(&all, 24),
-                icount,
-                disk_size: if extra_len >= 16 { header::be64(extra, 8) } else { header.size },
-            },
-            extra: extra.get(EXTRA..).unwrap_or_default().to_vec(),
-        });
-        at += (whole as u64).next_multiple_of(8);
-    }
-    Ok((snapshots, at - header.snapshots_offset))
-}
-
-fn encode(snapshots: &[Entry]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for s in snapshots {
-        let i = &s.info;
-        out.extend(s.l1_offset.to_be_bytes());
-        out.extend(s.l1_size.to_be_bytes());
-        out.extend((i.id.len() as u16).to_be_bytes());
-        out.extend((i.name.len() as u16).to_be_bytes());
-        out.extend((i.date.0 as u32).to_be_bytes());
-        out.extend(i.date.1.to_be_bytes());
-        out.extend(i.vm_clock.to_be_bytes());
-        out.extend(u32::try_from(i.vm_state_size).unwrap_or(0).to_be_bytes());
-        out.extend(((EXTRA + s.extra.len()) as u32).to_be_bytes());
-        out.extend(i.vm_state_size.to_be_bytes());
-        out.extend(i.disk_size.to_be_bytes());
-        out.extend(i.icount.unwrap_or(u64::MAX).to_be_bytes());
-        out.extend(&s.extra);
-        out.extend(i.id.as_bytes());
-        out.extend(i.name.as_bytes());
-        out.resize(out.len().next_multiple_of(8), 0);
-    }
-    out
-}
 
 impl Core {
     fn find_snapshot(&self, id_or_name: &str) -> Result<usize, Error> {
@@ -152,43 +68,6 @@ impl Core {
     /// Lazy counts: the dirty bit is there until the image is closed.
     fn keeps_dirty(&self) -> bool {
         self.header.borrow().compatible & header::LAZY_REFCOUNTS != 0
-    }
-
-    /// Writes another snapshot table, and makes it the valid one.
-    pub async fn switch_snapshots(&self, snapshots: Vec<Entry>) -> Result<(), Error> {
-        let bytes = encode(&snapshots);
-        if bytes.len() as u64 > MAX_TABLE {
-            let doing = format!("cannot write the snapshot table of '{}'", self.info.name);
-            return Err(Error::new(ErrorKind::Limit, doing, "there are too many snapshots"));
-        }
-        let mut offset = 0;
-        if !bytes.is_empty() {
-            let space = self.allocate_row((bytes.len() as u64).div_ceil(self.cluster)).await?;
-            offset = space.offset;
-            if let Err(e) = self.file.write(offset, IoData::copy_of(&bytes)).await {
-                space.give_back();
-                return Err(e);
-            }
-            // If anything fails from here on, all is counted anew.
-            space.keep();
-        }
-        self.commit_with(true).await?;
-        let old = (self.header.borrow().snapshots_offset, self.snapshot_table_len.get());
-        let count = snapshots.len() as u32;
-        self.change_header(|h| {
-            h.snapshots = count;
-            h.snapshots_offset = offset;
-        })
-        .await?;
-        *self.snapshots.borrow_mut() = snapshots;
-        self.guard.forget();
-        self.snapshot_table_len.set(bytes.len() as u64);
-        self.file.flush().await?;
-        if old.1 > 0 {
-            let clusters = old.1.div_ceil(self.cluster);
-            self.alloc.pending.borrow_mut().push(Freed::table(old.0 >> self.bits, clusters));
-        }
-        Ok(())
     }
 
     /// Clusters of the file that an L1 table's L2 tables refer to, and the L2 tables, given to `each` one L2
@@ -264,7 +143,7 @@ impl Core {
             self.adjust(&entries, true).await?;
             self.mend_flags(true, None).await?;
             let mut all = self.snapshots.borrow().clone();
-            all.push(Entry { l1_offset, l1_size: entries.len() as u32, info: made, extra: Vec::new() });
+            all.push(Entry::new(l1_offset, entries.len() as u32, made));
             self.switch_snapshots(all).await?;
             self.drop_state().await
         })

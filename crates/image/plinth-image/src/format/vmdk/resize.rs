@@ -5,7 +5,6 @@
 //! and durable first, so that growing again shows zeros. The description follows the header; where a cut falls
 //! between them, the header of the only extent is what counts.
 
-use super::header::Hosted;
 use super::sparse::{MAX_DIRECTORY, SparseExtent};
 use super::{Data, VmdkImage};
 use crate::format::Format;
@@ -95,7 +94,7 @@ impl SparseExtent {
         if count > had {
             super::super::table::table_len(self.name(), "grain directory", count, 4, MAX_DIRECTORY)?;
             self.begin().await?;
-            let (directory, redundant) = self.place_directories(&header, count, grain).await?;
+            let (directory, redundant) = self.place_directories(count, grain).await?;
             for (at, words) in
                 [(Some(directory), Some(&self.directory)), (redundant, self.redundant.as_ref())]
             {
@@ -136,22 +135,19 @@ impl SparseExtent {
 
     /// Where larger directories go. What grew before has them in space of its own, one in each half of it, and they
     /// stay there while they fit: what they have beyond their old end means nothing to the old header.
-    async fn place_directories(
-        &self,
-        header: &Hosted,
-        count: u64,
-        grain: u64,
-    ) -> Result<(u64, Option<u64>), Error> {
+    async fn place_directories(&self, count: u64, grain: u64) -> Result<(u64, Option<u64>), Error> {
         let bytes = (count * 4).next_multiple_of(SECTOR);
-        let copied = self.redundant.is_some();
-        let (now, second) = (header.directory * SECTOR, header.redundant * SECTOR);
-        let own = now >= self.geometry.borrow().overhead && now.is_multiple_of(grain);
-        if own && (!copied || second == now + grain / 2) && bytes <= grain / 2 {
-            return Ok((now, copied.then_some(second)));
+        let (now, second, overhead) = {
+            let g = self.geometry.borrow();
+            (g.directory, g.redundant.filter(|_| self.redundant.is_some()), g.overhead)
+        };
+        let own = now >= overhead && now.is_multiple_of(grain);
+        if own && second.is_none_or(|s| s == now + grain / 2) && bytes <= grain / 2 {
+            return Ok((now, second));
         }
         let space = (2 * bytes).next_multiple_of(grain);
         let at = self.allocate(space / grain).await?;
-        Ok((at, copied.then_some(at + space / 2)))
+        Ok((at, second.map(|_| at + space / 2)))
     }
 
     /// Makes the grains between `len` and `old` unallocated.

@@ -2,10 +2,11 @@
 
 use std::process::ExitCode;
 
-use plinth_image::format::Repair;
+use plinth_image::format::{OpenOptions, Repair};
 use serde_json::json;
 
-use super::common::{close, failed, open_image, result, with_progress};
+use super::address::open_with;
+use super::common::{close, failed, open_options, result, with_progress};
 use super::package;
 use crate::cli::Global;
 use crate::cli::disk_tool::CheckArgs;
@@ -21,7 +22,9 @@ pub fn run(args: &CheckArgs, global: &Global) -> Result<ExitCode> {
         Some(_) => Repair::All,
     };
     let report = with_progress("checking", async |progress| {
-        let opened = open_image(&args.image, repair == Repair::No).await?;
+        let (image, read_only) = (&args.image, repair == Repair::No);
+        let options = OpenOptions { for_check: true, ..open_options(&image.open, image.format, read_only)? };
+        let opened = open_with(&image.path, image.open.disk.as_deref(), &options).await?;
         let report = opened.image.check(repair, progress).await.map_err(failed)?;
         if repair != Repair::No {
             close(&*opened.image).await?;

@@ -1,7 +1,7 @@
 //! `qemu-img check`.
 
 use plinth_image::ErrorKind;
-use plinth_image::format::{CheckReport, Format, Progress, Repair};
+use plinth_image::format::{CheckReport, Format, Progress, Repair, qcow2};
 use serde_json::{Map, Value};
 
 use super::getopt::parse;
@@ -94,7 +94,7 @@ pub fn run(args: Vec<String>) -> Result {
     let json = json_wanted(parsed.value("output"))?;
     let mode = parsed.value("T").unwrap_or("writeback");
     let cache = cache(mode).ok_or_else(|| Exit::failed(format!("Invalid source cache option: {mode}")))?;
-    let how = How { cache, no_backing: true, ..how(&parsed, repair == Repair::No)? };
+    let how = How { cache, no_backing: true, for_check: true, ..how(&parsed, repair == Repair::No)? };
     let quiet = parsed.has("q");
     block_on(async {
         let image = image(name, parsed.value("f"), parsed.has("image-opts"), &how).await?;
@@ -112,7 +112,13 @@ pub fn run(args: Vec<String>) -> Result {
             }
         }
         for line in &report.messages {
-            eprintln!("{}", in_qemus_words(line));
+            match line.strip_prefix(qcow2::INCOMPLETE_SNAPSHOT) {
+                Some(n) => {
+                    let did = if repair == Repair::All { "Repairing" } else { "ERROR" };
+                    eprintln!("{did} snapshot table entry{n} is incomplete");
+                }
+                None => eprintln!("{}", in_qemus_words(line)),
+            }
         }
         let fixed = (report.corruptions_fixed, report.leaks_fixed);
         if fixed != (0, 0) {

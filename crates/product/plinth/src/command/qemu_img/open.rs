@@ -34,6 +34,8 @@ pub struct How {
     pub cache: Cache,
     /// Leave the image below closed.
     pub no_backing: bool,
+    /// To be checked, and mended if possible.
+    pub for_check: bool,
     /// Files that the user has named.
     pub allowed: Vec<PathBuf>,
     /// Passphrases by the ID of their object.
@@ -271,6 +273,7 @@ impl Opening<'_> {
             trust: trust(self.how),
             secret,
             no_backing: self.how.no_backing,
+            for_check: self.how.for_check,
             header: None,
         }
     }

@@ -1,0 +1,172 @@
+//! Counting of references to clusters, for a check.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::refcount;
+
+/// Clusters whose references are counted together.
+pub const CHUNK: u64 = 1 << 16;
+/// Chunks in memory at once: 32 MiB, for 2 TiB of clusters of 64 KiB. More are counted in several passes.
+const CHUNKS: usize = 512;
+
+/// References to clusters, of those from `start` to `limit`.
+pub struct Counter {
+    pub start: u64,
+    pub limit: u64,
+    pub chunks: BTreeMap<u64, Box<[u8]>>,
+    /// Counts that do not fit a byte.
+    over: HashMap<u64, u64>,
+    /// Behind the last cluster that is referred to.
+    pub end: u64,
+    /// Some cluster is referred to more than once.
+    pub shared: bool,
+}
+
+impl Counter {
+    pub fn new(start: u64) -> Self {
+        let (chunks, over) = (BTreeMap::new(), HashMap::new());
+        Self { start, limit: u64::MAX, chunks, over, end: 0, shared: false }
+    }
+
+    pub fn add(&mut self, cluster: u64, times: u64) {
+        self.end = self.end.max(cluster + 1);
+        if cluster < self.start || cluster >= self.limit {
+            return;
+        }
+        let number = cluster / CHUNK;
+        if !self.chunks.contains_key(&number) && self.chunks.len() >= CHUNKS {
+            // The last ones are for the next pass.
+            let last = self.chunks.last_key_value().map_or(0, |c| *c.0).max(number);
+            self.limit = last * CHUNK;
+            self.chunks.remove(&last);
+            self.over.retain(|&c, _| c < last * CHUNK);
+            if number == last {
+                return;
+            }
+        }
+        let chunk = self.chunks.entry(number).or_insert_with(|| vec![0; CHUNK as usize].into());
+        let byte = &mut chunk[(cluster % CHUNK) as usize];
+        let sum = u64::from(*byte) + times;
+        self.shared |= sum > 1;
+        if sum < 255 {
+            *byte = sum as u8;
+            return;
+        }
+        let more = if *byte == 255 { times } else { sum };
+        *byte = 255;
+        *self.over.entry(cluster).or_default() += more;
+    }
+
+    /// One reference, or several, to each of `count` clusters in a row.
+    pub fn add_row(&mut self, cluster: u64, count: u64, times: u64) {
+        let (mut at, end) = (cluster, cluster + count);
+        while at < end {
+            let to = end.min((at / CHUNK + 1) * CHUNK);
+            // The usual case, without a look at each: nobody else refers to them.
+            if times == 1
+                && at >= self.start
+                && to <= self.limit
+                && let Some(chunk) = self.chunks.get_mut(&(at / CHUNK))
+            {
+                let first = (at % CHUNK) as usize;
+                let row = &mut chunk[first..first + (to - at) as usize];
+                if crate::graph::is_zero(row) {
+                    row.fill(1);
+                    self.end = self.end.max(to);
+                    at = to;
+                    continue;
+                }
+            }
+            for c in at..to {
+                self.add(c, times);
+            }
+            at = to;
+        }
+    }
+
+    /// Counts from `cluster` on, up to the end of what is counted together; `None` if none of it is referred to.
+    pub fn row(&self, cluster: u64) -> Option<&[u8]> {
+        self.chunks.get(&(cluster / CHUNK)).map(|c| &c[(cluster % CHUNK) as usize..])
+    }
+
+    pub fn get(&self, cluster: u64) -> u64 {
+        match self.chunks.get(&(cluster / CHUNK)).map_or(0, |c| c[(cluster % CHUNK) as usize]) {
+            255 => self.over.get(&cluster).copied().unwrap_or(255),
+            n => u64::from(n),
+        }
+    }
+
+    /// How many of `most` counts, from that of `cluster` on, are as they were counted. `stored`: a block of counts
+    /// that are 2^`order` bits wide (without it, all are 0), where that of `cluster` is at `index`. All of them are
+    /// of one chunk. A count that does not fit a byte ends them.
+    pub fn alike(&self, cluster: u64, most: u64, stored: Option<&[u8]>, order: u32, index: u64) -> u64 {
+        let most = most as usize;
+        let counted = self.row(cluster).map(|row| &row[..most]);
+        let Some(stored) = stored else {
+            return counted.map_or(most, |row| zeros(row)) as u64;
+        };
+        // Zeros, by eight bytes of the block.
+        let per_word = 64 >> order;
+        let first = index as usize;
+        let mut i = 0;
+        while i < most {
+            let at = first + i;
+            if at.is_multiple_of(per_word) && per_word <= most - i {
+                let word = at / per_word * 8;
+                let none =
+                    counted.is_none_or(|row| row[i] == 0 && crate::graph::is_zero(&row[i..i + per_word]));
+                if none && stored[word..word + 8] == [0; 8] {
+                    i += per_word;
+                    continue;
+                }
+            }
+            let right = counted.map_or(0, |row| row[i]);
+            let same = match order {
+                4 => stored[at * 2..at * 2 + 2] == [0, right],
+                _ => refcount::get(stored, order, at) == u64::from(right),
+            };
+            if !same || right == 255 {
+                break;
+            }
+            i += 1;
+        }
+        i as u64
+    }
+}
+
+/// How many zeros a row begins with.
+fn zeros(row: &[u8]) -> usize {
+    row.iter().position(|&n| n != 0).unwrap_or(row.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_that_are_right_are_passed_over() {
+        for order in 0..7 {
+            let most = refcount::max(order).min(300);
+            let mut counter = Counter::new(0);
+            let mut block = vec![0; 4096];
+            let used = [(3, 1), (64, most.min(2)), (65, 1), (200, most.min(254)), (300, most)];
+            for (cluster, times) in used {
+                counter.add(cluster, times);
+                refcount::set(&mut block, order, cluster as usize, times);
+            }
+            let alike = |counter: &Counter, block: &[u8], from| {
+                counter.alike(from, 400 - from, Some(block), order, from)
+            };
+            let all = if most < 255 { 400 } else { 300 };
+            assert_eq!(alike(&counter, &block, 0), all, "{order}");
+            assert_eq!(alike(&counter, &block, 5), all - 5, "{order}");
+            assert_eq!(counter.alike(0, 400, None, order, 0), 3);
+            refcount::set(&mut block, order, 130, 1);
+            assert_eq!(alike(&counter, &block, 1), 129, "{order}");
+            refcount::set(&mut block, order, 130, 0);
+            refcount::set(&mut block, order, 65, 0);
+            assert_eq!(alike(&counter, &block, 64), 1, "{order}");
+            assert_eq!(Counter::new(0).alike(1, 300, Some(&block), order, 1), 2, "{order}");
+        }
+    }
+}
