@@ -424,3 +424,30 @@ fn what_opening_cannot_mend_is_opened_for_a_check() {
         assert_eq!(refusal(&file.contents()).await.kind, ErrorKind::Corrupt);
     });
 }
+
+#[test]
+fn tables_that_many_snapshots_share_are_looked_at_once() {
+    block_on(async {
+        let (image, output) = create("cluster_size=4k", SIZE).await;
+        image.snapshots().unwrap().create(&template()).await.unwrap();
+        image.close().await.unwrap();
+        let mut bytes = output.file("image").unwrap().contents();
+        let table = be64(&bytes, 64) as usize;
+        let mut entry = bytes[table..table + 72].to_vec();
+        // 32 MiB each, and each a bit shorter than the one before it: 1 TiB, if each were read.
+        let count = 32_768u32;
+        let l1 = 64 << 20;
+        entry[..8].copy_from_slice(&(l1 as u64).to_be_bytes());
+        bytes.resize(32 << 20, 0);
+        for n in 0..count {
+            entry[8..12].copy_from_slice(&((4 << 20) - n).to_be_bytes());
+            bytes.extend(&entry);
+        }
+        bytes[60..64].copy_from_slice(&count.to_be_bytes());
+        bytes[64..72].copy_from_slice(&(32u64 << 20).to_be_bytes());
+        bytes.resize(l1 + (32 << 20), 0);
+        let (image, _) = open_for_check(&bytes).await;
+        let report = image.check(Repair::No, &Progress::default()).await.unwrap();
+        assert!(report.corruptions > 0, "{report:?}");
+    });
+}

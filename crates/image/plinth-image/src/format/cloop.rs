@@ -133,7 +133,7 @@ impl Image for CloopImage {
                         return Err(e);
                     }
                     report.corruptions += 1;
-                    report.say(e.source.to_string());
+                    report.say(&e.source);
                 }
                 progress.add(1);
             }

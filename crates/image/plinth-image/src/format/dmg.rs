@@ -346,7 +346,7 @@ impl Image for DmgImage {
                     match self.cache.chunk(&*self.file, n, &|n| self.packed(n)).await {
                         Err(e) if e.kind == ErrorKind::Corrupt => {
                             report.corruptions += 1;
-                            report.say(e.source.to_string());
+                            report.say(&e.source);
                         }
                         result => _ = result?,
                     }

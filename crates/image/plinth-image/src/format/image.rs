@@ -1,6 +1,7 @@
 //! What an image can do besides holding bytes.
 
 use std::cell::Cell;
+use std::fmt::Display;
 
 use super::{Format, Options};
 use crate::graph::{Io, IoBuf, IoData, Node, NodeInfo, NodeRef};
@@ -104,9 +105,9 @@ impl CheckReport {
     pub const MESSAGES: usize = 1000;
 
     /// Notes a finding.
-    pub fn say(&mut self, message: impl Into<String>) {
+    pub fn say(&mut self, message: impl Display) {
         if self.messages.len() < Self::MESSAGES {
-            self.messages.push(message.into());
+            self.messages.push(message.to_string());
         }
     }
 

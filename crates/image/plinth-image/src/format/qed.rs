@@ -295,7 +295,7 @@ impl QedImage {
                 Ok(l2) => l2,
                 Err(e) if e.kind == ErrorKind::Corrupt => {
                     report.corruptions += 1;
-                    report.say(e.source.to_string());
+                    report.say(&e.source);
                     continue;
                 }
                 Err(e) => return Err(e),
@@ -303,7 +303,7 @@ impl QedImage {
             report.image_end = report.image_end.max(l2 + self.table);
             if !self.claim(&mut used, l2, self.table) {
                 report.corruptions += 1;
-                report.say(format!("the second table {n} at {l2} shares its place with something else"));
+                report.say(format_args!("the second table {n} at {l2} shares its place with something else"));
                 // Its clusters were looked at already, or mean nothing.
                 continue;
             }
@@ -317,14 +317,15 @@ impl QedImage {
                         last = at;
                         if !self.claim(&mut used, at, self.cluster) {
                             report.corruptions += 1;
-                            report
-                                .say(format!("cluster {index} at {at} shares its place with something else"));
+                            report.say(format_args!(
+                                "cluster {index} at {at} shares its place with something else"
+                            ));
                         }
                     }
                     Ok(_) => {}
                     Err(e) if e.kind == ErrorKind::Corrupt => {
                         report.corruptions += 1;
-                        report.say(e.source.to_string());
+                        report.say(&e.source);
                     }
                     Err(e) => return Err(e),
                 }

@@ -39,7 +39,7 @@ fn tolerable(e: &Error) -> bool {
 }
 
 impl Work {
-    async fn open(&self) -> Result<Rc<dyn Image>, Error> {
+    async fn open(&self, for_check: bool) -> Result<Rc<dyn Image>, Error> {
         // Keys of honest images take longer, but that is no news.
         const COST: KeyCost = KeyCost { iterations: 40_000, memory: 2048, work: 16 << 10 };
         let options = OpenOptions {
@@ -47,6 +47,7 @@ impl Work {
             read_only: self.read_only,
             secret: Some(SECRET.into()),
             no_backing: self.no_backing,
+            for_check,
             ..OpenOptions::default()
         };
         let request = OpenRequest { file: self.files.main(), links: Rc::new(self.files.clone()), options };
@@ -72,11 +73,11 @@ impl Work {
     }
 
     pub async fn run(mut self, input: &mut Input<'_>) {
-        let mut image = match self.open().await {
+        let mut image = match self.open(false).await {
             Ok(image) => image,
             Err(e) => {
                 assert!(self.model.is_none(), "a sound image is not opened: {e}");
-                return;
+                return self.mend().await;
             }
         };
         let _description = image.describe();
@@ -89,7 +90,7 @@ impl Work {
                 let closed = image.close().await;
                 self.judge("close", closed);
                 drop(image);
-                image = match self.open().await {
+                image = match self.open(false).await {
                     Ok(image) => image,
                     Err(e) => {
                         assert!(self.model.is_none(), "a sound image is not opened again: {e}");
@@ -104,11 +105,18 @@ impl Work {
         self.judge("close", closed);
         drop(image);
         if self.model.is_some() {
-            match self.open().await {
+            match self.open(false).await {
                 Ok(image) => self.look(&*image).await,
                 Err(e) => panic!("a sound image is not opened any more: {e}"),
             }
         }
+    }
+
+    /// Mends what can only be opened for that.
+    async fn mend(&self) {
+        let Ok(image) = self.open(true).await else { return };
+        let _report = image.check(Repair::All, &Progress::default()).await;
+        let _closed = image.close().await;
     }
 
     /// Reads here and there; all of a small sound image. Checks it.

@@ -260,13 +260,13 @@ impl Areas {
         for pair in self.0.windows(2) {
             if pair[1].0 < pair[0].1 {
                 report.corruptions += 1;
-                report.say(format!("{} overlaps {}", pair[1].2, pair[0].2));
+                report.say(format_args!("{} overlaps {}", pair[1].2, pair[0].2));
             }
         }
         for (_, end, what) in &self.0 {
             if *end > payload {
                 report.corruptions += 1;
-                report.say(format!("{what} overlaps the encrypted data"));
+                report.say(format_args!("{what} overlaps the encrypted data"));
             }
         }
     }

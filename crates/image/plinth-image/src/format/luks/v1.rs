@@ -302,11 +302,11 @@ impl Header {
         for (n, slot) in self.slots.iter().enumerate().filter(|(_, s)| s.active) {
             if slot.stripes as usize != STRIPES {
                 report.corruptions += 1;
-                report.say(format!("key slot {n} has {} stripes, not {STRIPES}", slot.stripes));
+                report.say(format_args!("key slot {n} has {} stripes, not {STRIPES}", slot.stripes));
             }
             if slot.iterations == 0 {
                 report.corruptions += 1;
-                report.say(format!("the key of slot {n} is derived in no rounds at all"));
+                report.say(format_args!("the key of slot {n} is derived in no rounds at all"));
             }
             areas.add(&format!("the material of key slot {n}"), slot.offset, self.area_len() as u64);
         }

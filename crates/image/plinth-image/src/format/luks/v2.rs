@@ -623,7 +623,7 @@ impl Header {
         for (good, name) in self.copies.iter().zip(["first", "second"]) {
             if !good {
                 report.corruptions += 1;
-                report.say(format!("the {name} copy of the header is damaged or old"));
+                report.say(format_args!("the {name} copy of the header is damaged or old"));
             }
         }
         let mut areas = Areas::default();

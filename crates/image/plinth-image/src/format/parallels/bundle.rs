@@ -517,7 +517,7 @@ impl Image for Bundle {
                 all.allocated_clusters += report.allocated_clusters;
                 all.fragmented_clusters += report.fragmented_clusters;
                 for message in report.messages {
-                    all.say(format!("{}: {message}", disk.info().name));
+                    all.say(format_args!("{}: {message}", disk.info().name));
                 }
             }
             Ok(all)

@@ -231,14 +231,14 @@ impl ParallelsImage {
                 continue;
             };
             report.corruptions += 1;
-            report.say(format!("cluster {index} is said to be at {at}, {why}"));
+            report.say(format_args!("cluster {index} is said to be at {at}, {why}"));
             bad.push(index as u32);
         }
         used.sort_unstable();
         for pair in used.windows(2) {
             if pair[0].0 == pair[1].0 {
                 report.corruptions += 1;
-                report.say(format!("clusters {} and {} are in the same place", pair[0].1, pair[1].1));
+                report.say(format_args!("clusters {} and {} are in the same place", pair[0].1, pair[1].1));
                 bad.push(pair[1].1);
             }
         }
@@ -732,7 +732,7 @@ impl Image for ParallelsImage {
             let in_hand = self.marked.get() && repair == Repair::No;
             if tail > 0 && header.extension == 0 && !in_hand {
                 report.leaks += tail.div_ceil(header.cluster);
-                report.say(format!("{tail} bytes at the file's end are not in use"));
+                report.say(format_args!("{tail} bytes at the file's end are not in use"));
                 if repair != Repair::No {
                     check_write(self, 0, 0)?;
                     self.file.resize(report.image_end).await?;

@@ -1,11 +1,12 @@
 //! Checking and mending: the references that tables make are counted and compared with the counts in the file.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt::Display;
 
 use futures_util::StreamExt;
 use futures_util::stream;
 
-use super::counter::{CHUNK, Counter};
+use super::counter::{CHUNK, Counter, covered};
 use super::map::{COMPRESSED, COPIED, Entry, OFFSET, ZERO};
 use super::{Core, header, refcount};
 use crate::format::{CheckReport, Progress, Repair};
@@ -45,7 +46,7 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn corrupt(&mut self, why: String) {
+    fn corrupt(&mut self, why: impl Display) {
         if self.first_pass {
             self.report.corruptions += 1;
             self.report.say(why);
@@ -54,20 +55,52 @@ impl Check<'_> {
 
     fn add_bytes(&mut self, offset: u64, len: u64, times: u64) {
         let bits = self.core.bits;
-        for cluster in offset >> bits..(offset + len).div_ceil(self.core.cluster) {
-            self.counter.add(cluster, times);
-        }
+        let end = (offset + len).div_ceil(self.core.cluster);
+        self.counter.add_row(offset >> bits, end - (offset >> bits), times);
     }
 
     /// A table of clusters that must be aligned and inside of the file.
     fn add_table(&mut self, what: &str, offset: u64, len: u64) -> bool {
+        let right = self.can_be_table(what, offset, len);
+        if right {
+            self.add_bytes(offset, len, 1);
+        }
+        right
+    }
+
+    fn can_be_table(&mut self, what: &str, offset: u64, len: u64) -> bool {
         let end = offset.checked_add(len);
         if !offset.is_multiple_of(self.core.cluster) || end.is_none_or(|e| e > self.file_end) {
-            self.corrupt(format!("{what} cannot be at {offset:#x} with {len} bytes"));
+            self.corrupt(format_args!("{what} cannot be at {offset:#x} with {len} bytes"));
             return false;
         }
-        self.add_bytes(offset, len, 1);
         true
+    }
+
+    /// Snapshots' L1 tables. Those of a damaged image may overlap, and are looked at once all the same.
+    async fn add_snapshots(&mut self, tables: &mut BTreeMap<u64, Table>) -> Result<(), Error> {
+        let core = self.core;
+        let mut ranges = Vec::new();
+        for snapshot in core.snapshots.borrow().iter() {
+            let len = u64::from(snapshot.l1_size) * 8;
+            if self.can_be_table("a snapshot's L1 table", snapshot.l1_offset, len) {
+                ranges.push((snapshot.l1_offset, snapshot.l1_offset + len));
+            }
+        }
+        let bits = core.bits;
+        for (from, to, times) in covered(ranges.iter().map(|r| (r.0 >> bits, r.1.div_ceil(core.cluster)))) {
+            self.counter.add_row(from, to - from, times);
+        }
+        for (from, to, times) in covered(ranges) {
+            // The file's last cluster may be cut off.
+            let to = to.min(core.file.size() / 8 * 8);
+            for at in (from..to).step_by(READ as usize) {
+                let bytes = core.file.read(at, IoBuf::new((to - at).min(READ) as usize)).await?;
+                let entries: Vec<_> = bytes.chunks_exact(8).map(|c| header::be64(c, 0)).collect();
+                self.add_l1(&entries, false, times, tables);
+            }
+        }
+        Ok(())
     }
 
     /// Counts what the entries of one table refer to.
@@ -91,10 +124,14 @@ impl Check<'_> {
             if word & COMPRESSED != 0 {
                 let (offset, len) = core.compressed(entry);
                 if word & COPIED != 0 || with_data_file {
-                    self.corrupt(format!("the compressed entry {word:#x} has a flag that it cannot have"));
+                    self.corrupt(format_args!(
+                        "the compressed entry {word:#x} has a flag that it cannot have"
+                    ));
                 }
                 if offset >= self.file_end {
-                    self.corrupt(format!("the compressed cluster at {offset:#x} is beyond the file's end"));
+                    self.corrupt(format_args!(
+                        "the compressed cluster at {offset:#x} is beyond the file's end"
+                    ));
                     continue;
                 }
                 // The last sector may be cut off by the file's end.
@@ -107,13 +144,13 @@ impl Check<'_> {
                 continue;
             }
             if bitmap & (bitmap >> 32) & 0xffff_ffff != 0 {
-                self.corrupt(format!(
+                self.corrupt(format_args!(
                     "entry {i} of an L2 table has subclusters that are data and zeros at once"
                 ));
             }
             let Some(host) = core.host(entry) else {
                 if bitmap & 0xffff_ffff != 0 {
-                    self.corrupt(format!("entry {i} of an L2 table has subclusters without a place"));
+                    self.corrupt(format_args!("entry {i} of an L2 table has subclusters without a place"));
                 }
                 continue;
             };
@@ -126,14 +163,14 @@ impl Check<'_> {
                 self.next = host + core.cluster;
             }
             if host % core.cluster != 0 {
-                self.corrupt(format!("a data cluster cannot be at {host:#x}"));
+                self.corrupt(format_args!("a data cluster cannot be at {host:#x}"));
                 continue;
             }
             if with_data_file {
                 continue;
             }
             if host >= self.file_end {
-                self.corrupt(format!(
+                self.corrupt(format_args!(
                     "ERROR: counting reference for region exceeding the end of the file by one cluster or more: \
                      offset {host:#x} size {:#x}",
                     core.cluster
@@ -171,12 +208,12 @@ impl Check<'_> {
                 continue;
             }
             if !offset.is_multiple_of(self.core.cluster) || offset >= self.file_end {
-                self.corrupt(format!("an L2 table cannot be at {offset:#x}"));
+                self.corrupt(format_args!("an L2 table cannot be at {offset:#x}"));
                 continue;
             }
             let table = tables.entry(offset).or_default();
             if active && table.active {
-                self.corrupt(format!("the L2 table at {offset:#x} is in the L1 table twice"));
+                self.corrupt(format_args!("the L2 table at {offset:#x} is in the L1 table twice"));
             }
             table.active |= active;
             table.times += times;
@@ -194,20 +231,7 @@ impl Check<'_> {
         self.add_table("the L1 table", header.l1_offset, active.len() as u64 * 8);
         self.add_l1(&active, true, 1, &mut tables);
         drop(active);
-        let mut l1_tables: BTreeMap<(u64, u32), u64> = BTreeMap::new();
-        for snapshot in core.snapshots.borrow().iter() {
-            *l1_tables.entry((snapshot.l1_offset, snapshot.l1_size)).or_default() += 1;
-        }
-        for ((offset, size), times) in l1_tables {
-            for _ in 0..times {
-                self.add_table("a snapshot's L1 table", offset, u64::from(size) * 8);
-            }
-            match core.read_l1(offset, size).await {
-                Ok(entries) => self.add_l1(&entries, false, times, &mut tables),
-                Err(e) if e.kind == ErrorKind::Corrupt => {}
-                Err(e) => return Err(e),
-            }
-        }
+        self.add_snapshots(&mut tables).await?;
         for finding in core.snapshot_damage.borrow().findings() {
             self.corrupt(finding);
         }
@@ -238,7 +262,7 @@ impl Check<'_> {
                 // Each of them would be read, and a change of one be a change of all.
                 let again = !wrong && !seen.insert(offset);
                 if again {
-                    self.corrupt(format!("the refcount block at {offset:#x} is in the table twice"));
+                    self.corrupt(format_args!("the refcount block at {offset:#x} is in the table twice"));
                 }
                 self.structure += u64::from(wrong || again);
             }
@@ -354,7 +378,7 @@ impl Check<'_> {
                 if right > refcount::max(order) {
                     // Nothing that could be written here would be right, and neither would flags that go by it.
                     report.corruptions += 1;
-                    report.say(format!("ERROR: overflow cluster offset={:#x}", c << core.bits));
+                    report.say(format_args!("ERROR: overflow cluster offset={:#x}", c << core.bits));
                     if !self.overflow {
                         report.say(NARROW_COUNTS);
                     }
@@ -368,8 +392,8 @@ impl Check<'_> {
                     true => (repair == Repair::All, "ERROR"),
                     false => (repair != Repair::No && free, "Leaked"),
                 };
-                let what = format!("cluster {c} refcount={stored} reference={right}");
-                report.say(format!("{kind} {what}"));
+                let what = format_args!("cluster {c} refcount={stored} reference={right}");
+                report.say(format_args!("{kind} {what}"));
                 if mended && repairs.len() < CheckReport::MESSAGES {
                     repairs.push(format!("Repairing {what}"));
                 }
@@ -555,7 +579,7 @@ impl Core {
             let alone = count == 1;
             if alone != (entry & COPIED != 0) {
                 wrong += 1;
-                report.say(format!(
+                report.say(format_args!(
                     "{kind} OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={count}"
                 ));
                 if mend {
@@ -577,7 +601,7 @@ impl Core {
                         continue;
                     }
                     wrong += 1;
-                    report.say(format!(
+                    report.say(format_args!(
                         "{kind} OFLAG_COPIED data cluster: l2_entry={:x} refcount={count}",
                         old.word
                     ));
@@ -613,16 +637,16 @@ impl Core {
         // Blocks for what is used, and for the new structures themselves.
         let mut blocks = BTreeSet::new();
         for (&number, chunk) in &counter.chunks {
-            for (i, &n) in chunk.iter().enumerate() {
-                let block = (number * CHUNK + i as u64) / per;
-                if n != 0 {
-                    blocks.insert(block);
+            let mut last = None;
+            for (i, &n) in chunk.iter().enumerate().filter(|n| *n.1 != 0) {
+                let cluster = number * CHUNK + i as u64;
+                if last.replace(cluster / per) != Some(cluster / per) {
+                    blocks.insert(cluster / per);
                 }
-                if n != 0 && counter.get(number * CHUNK + i as u64) > refcount::max(order) {
-                    return refused(
-                        ErrorKind::Invalid,
-                        "a cluster has more references than such counts can say",
-                    );
+                if u64::from(n) > refcount::max(order).min(254) && counter.get(cluster) > refcount::max(order)
+                {
+                    let why = "a cluster has more references than such counts can say";
+                    return refused(ErrorKind::Invalid, why);
                 }
             }
         }
@@ -644,18 +668,23 @@ impl Core {
             table = table.max(need);
         }
         let end = first + table + blocks.len() as u64;
-        for cluster in first..end {
-            counter.add(cluster, 1);
-        }
+        counter.add_row(first, end - first, 1);
         let mut entries = vec![0u64; ((table << self.bits) / 8) as usize];
         for (n, &block) in blocks.iter().enumerate() {
             let offset = (first + table + n as u64) << self.bits;
             let mut bytes = IoBuf::zeroed(self.cluster as usize);
-            for i in 0..per {
-                let count = counter.get(block * per + i);
-                if count != 0 {
-                    refcount::set(&mut bytes, order, i as usize, count);
+            let mut i = 0;
+            while i < per {
+                let c = block * per + i;
+                let n = (per - i).min(CHUNK - c % CHUNK);
+                for (k, _) in counter
+                    .row(c)
+                    .into_iter()
+                    .flat_map(|r| r[..n as usize].iter().enumerate().filter(|r| *r.1 != 0))
+                {
+                    refcount::set(&mut bytes, order, i as usize + k, counter.get(c + k as u64));
                 }
+                i += n;
             }
             self.file.write(offset, bytes.freeze()).await?;
             entries[block as usize] = offset;

@@ -62,16 +62,20 @@ impl Counter {
         let (mut at, end) = (cluster, cluster + count);
         while at < end {
             let to = end.min((at / CHUNK + 1) * CHUNK);
+            // This makes the chunk, if it is not for the next pass.
+            self.add(at, times);
+            at += 1;
             // The usual case, without a look at each: nobody else refers to them.
-            if times == 1
+            if times < 255
                 && at >= self.start
                 && to <= self.limit
-                && let Some(chunk) = self.chunks.get_mut(&(at / CHUNK))
+                && let Some(chunk) = self.chunks.get_mut(&((at - 1) / CHUNK))
             {
-                let first = (at % CHUNK) as usize;
-                let row = &mut chunk[first..first + (to - at) as usize];
+                let first = (at - 1) % CHUNK + 1;
+                let row = &mut chunk[first as usize..(first + to - at) as usize];
                 if crate::graph::is_zero(row) {
-                    row.fill(1);
+                    row.fill(times as u8);
+                    self.shared |= times > 1 && !row.is_empty();
                     self.end = self.end.max(to);
                     at = to;
                     continue;
@@ -134,6 +138,26 @@ impl Counter {
     }
 }
 
+/// Parts of what ranges cover, in order: where each begins and ends, and how many ranges it is in.
+pub fn covered(ranges: impl IntoIterator<Item = (u64, u64)>) -> Vec<(u64, u64, u64)> {
+    let mut changes = BTreeMap::<u64, i64>::new();
+    for (from, to) in ranges.into_iter().filter(|r| r.0 < r.1) {
+        *changes.entry(from).or_default() += 1;
+        *changes.entry(to).or_default() -= 1;
+    }
+    let (mut parts, mut from, mut times) = (Vec::new(), 0, 0);
+    for (at, change) in changes {
+        if times > 0 && change != 0 {
+            parts.push((from, at, times as u64));
+        }
+        if change != 0 {
+            from = at;
+        }
+        times += change;
+    }
+    parts
+}
+
 /// How many zeros a row begins with.
 fn zeros(row: &[u8]) -> usize {
     row.iter().position(|&n| n != 0).unwrap_or(row.len())
@@ -142,6 +166,30 @@ fn zeros(row: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_are_counted_as_their_clusters_are() {
+        let rows =
+            [(10, 5, 1), (12, 200_000, 1), (70_000, 3, 2), (65_535, 2, 300), (65_000, 1000, 254), (0, 1, 3)];
+        let (mut by_row, mut one_by_one) = (Counter::new(5), Counter::new(5));
+        for (cluster, count, times) in rows {
+            by_row.add_row(cluster, count, times);
+            (cluster..cluster + count).for_each(|c| one_by_one.add(c, times));
+            assert_eq!((by_row.end, by_row.shared), (one_by_one.end, one_by_one.shared));
+            assert!((0..210_000).all(|c| by_row.get(c) == one_by_one.get(c)));
+        }
+        // More than is counted together.
+        by_row.add_row(0, (CHUNKS as u64 + 3) * CHUNK, 1);
+        one_by_one.limit = CHUNKS as u64 * CHUNK;
+        assert_eq!((by_row.limit, by_row.chunks.len()), (one_by_one.limit, CHUNKS));
+    }
+
+    #[test]
+    fn ranges_are_cut_where_they_overlap() {
+        let parts = covered([(10, 20), (30, 30), (15, 40), (10, 20), (40, 50), (60, 61)]);
+        assert_eq!(parts, [(10, 15, 2), (15, 20, 3), (20, 50, 1), (60, 61, 1)]);
+        assert_eq!(covered([(1, 3), (3, 5)]), [(1, 5, 1)]);
+    }
 
     #[test]
     fn counts_that_are_right_are_passed_over() {

@@ -4,7 +4,7 @@ use super::Core;
 use super::alloc::Freed;
 use super::header::{self, Header};
 use crate::format::Snapshot;
-use crate::graph::{IoData, Node, read_table};
+use crate::graph::{IoBuf, IoData, Node, read_table};
 use crate::{Error, ErrorKind};
 
 /// Bytes of the table at most (QEMU's limit).
@@ -120,7 +120,12 @@ pub async fn read(file: &dyn Node, header: &Header) -> Result<Table, Error> {
         }
         let extra = read_table(file, at + FIXED as u64, known, what).await?;
         let names = at + (FIXED + extra_len) as u64;
-        let names = read_table(file, names, id_len + name_len, what).await?;
+        let len = id_len + name_len;
+        let names = match (extra_len > MAX_EXTRA).then(|| file.size().saturating_sub(names)) {
+            // Nobody knows where they really are, and they may be beyond the file's end.
+            Some(there) if there < len as u64 => IoBuf::zeroed(len),
+            _ => read_table(file, names, len, what).await?,
+        };
         let l1_size = header::be32(&fixed, 8);
         if u64::from(l1_size) * 8 > header::MAX_L1 {
             return Err(Error::corrupt(name, "the L1 table of a snapshot is too long"));

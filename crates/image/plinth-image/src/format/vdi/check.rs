@@ -168,26 +168,29 @@ impl Vdi {
         };
         for block in &s.wild {
             report.corruptions += 1;
-            report
-                .say(format!("block {block} is said to be beyond the {} blocks of the file", header.blocks));
+            report.say(format_args!(
+                "block {block} is said to be beyond the {} blocks of the file",
+                header.blocks
+            ));
         }
         for block in &s.twice {
             report.corruptions += 1;
-            report.say(format!("block {block} shares its space in the file with another block"));
+            report.say(format_args!("block {block} shares its space in the file with another block"));
         }
         let end = s.used.end() as u32;
         let held = self.unused.borrow().len() as u64;
         if header.allocated < end {
             report.corruptions += 1;
             let n = header.allocated;
-            report.say(format!(
+            report.say(format_args!(
                 "the header says that {n} blocks have space, and the last one that has is the {end}th"
             ));
         }
         let distinct = s.allocated - s.twice.len() as u64;
         report.leaks = u64::from(header.allocated.max(end)).saturating_sub(distinct).saturating_sub(held);
         if report.leaks > 0 {
-            report.say(format!("{} blocks of the file belong to no block of the disk", report.leaks));
+            let leaks = report.leaks;
+            report.say(format_args!("{leaks} blocks of the file belong to no block of the disk"));
         }
         if repair == Repair::No {
             return Ok(report);

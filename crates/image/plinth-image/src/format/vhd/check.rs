@@ -196,7 +196,7 @@ impl Vhd {
         };
         for wrong in &s.wrong {
             report.corruptions += 1;
-            report.say(wrong.to_string());
+            report.say(wrong);
         }
         let footer = self.footer.borrow().bytes();
         if self.file.read(0, IoBuf::new(FOOTER)).await?[..] != footer {
@@ -219,7 +219,8 @@ impl Vhd {
         let unfinished = if self.begun.get() { 0 } else { behind };
         report.leaks = gaps + unfinished;
         if report.leaks > 0 {
-            report.say(format!("there is space in the file for {} blocks that is not used", report.leaks));
+            let leaks = report.leaks;
+            report.say(format_args!("there is space in the file for {leaks} blocks that is not used"));
         }
         if repair == Repair::No || (repair == Repair::Leaks && !s.wrong.is_empty()) {
             return Ok(report);

@@ -245,7 +245,8 @@ impl Vhdx {
             report.say(why);
         }
         if report.leaks > 0 {
-            report.say(format!("there is space in the file for {} blocks that is not used", report.leaks));
+            let leaks = report.leaks;
+            report.say(format_args!("there is space in the file for {leaks} blocks that is not used"));
         }
         if repair == Repair::No || (repair == Repair::Leaks && !s.wrong.is_empty()) {
             return Ok(report);

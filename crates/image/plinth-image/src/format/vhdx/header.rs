@@ -117,7 +117,11 @@ impl Header {
 
     /// Writes the next one, in the place of the one that does not count, durably.
     pub async fn write_next(&self, file: &NodeRef) -> Result<Self, Error> {
-        let next = Self { sequence: self.sequence + 1, slot: 1 - self.slot, ..self.clone() };
+        let sequence = self.sequence.checked_add(1).ok_or_else(|| {
+            let why = "its header has the last sequence number that there is: convert it to a new image";
+            Error::corrupt(&file.info().name, why)
+        })?;
+        let next = Self { sequence, slot: 1 - self.slot, ..self.clone() };
         let mut bytes = IoBuf::zeroed(SECTOR);
         bytes[..4].copy_from_slice(b"head");
         bytes[8..16].copy_from_slice(&next.sequence.to_le_bytes());

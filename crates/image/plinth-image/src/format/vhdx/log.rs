@@ -148,9 +148,8 @@ pub async fn find(file: &NodeRef, header: &Header) -> Result<Option<Replay>, Err
         let mut chain = Vec::new();
         let (mut at, end) = (entries[&head].tail, entries[&head]);
         while let Some(entry) = entries.get(&at) {
-            let follows =
-                chain.last().is_none_or(|&(_, last): &(u64, Entry)| last.sequence + 1 == entry.sequence);
-            if !follows || entry.sequence > end.sequence {
+            let follows = |&(_, last): &(u64, Entry)| last.sequence.checked_add(1) == Some(entry.sequence);
+            if !chain.last().is_none_or(follows) || entry.sequence > end.sequence {
                 break;
             }
             chain.push((at, *entry));

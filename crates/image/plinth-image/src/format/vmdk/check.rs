@@ -166,7 +166,7 @@ impl Scan {
             let twice = sorted.windows(2).filter(|w| w[0] == w[1] && w[0] != 0).count();
             if twice > 0 {
                 self.report.corruptions += twice as u64;
-                self.report.say(format!("{twice} grain tables are in the directory more than once"));
+                self.report.say(format_args!("{twice} grain tables are in the directory more than once"));
             }
         }
         for n in 0..count {
@@ -316,18 +316,18 @@ async fn check_with(
     scan.report.total_clusters = e.geometry.borrow().capacity.div_ceil(e.grain());
     if let Some(why) = e.frozen.borrow().as_ref().filter(|w| w.contains("damaged")) {
         scan.report.corruptions += 1;
-        scan.report.say(format!("{why}: convert the disk to get it whole"));
+        scan.report.say(format_args!("{why}: convert the disk to get it whole"));
     }
     let differ = scan.differ.len() as u64;
     scan.report.corruptions += differ;
     for &n in scan.differ.iter().take(CheckReport::MESSAGES) {
-        scan.report.say(format!("grain table {n} differs from its copy"));
+        scan.report.say(format_args!("grain table {n} differs from its copy"));
     }
     let gaps = scan.gaps(e, end);
     scan.report.leaks = gaps.0;
     if let Some(first) = gaps.1.first() {
         let first = first * scan.map.unit;
-        scan.report.say(format!("{} grains of space are used by nothing, the first at {first}", gaps.0));
+        scan.report.say(format_args!("{} grains of space are used by nothing, the first at {first}", gaps.0));
     }
     let writable = e.frozen.borrow().is_none() && !e.packed && !e.file.info().read_only;
     if repair == Repair::No && !copies || !writable {
@@ -467,7 +467,10 @@ impl VmdkImage {
                     if file.size() < offset + piece.len.get() {
                         all.corruptions += 1;
                         let name = &file.info().name;
-                        all.say(format!("'{name}' ends at byte {}, before its extent does", file.size()));
+                        all.say(format_args!(
+                            "'{name}' ends at byte {}, before its extent does",
+                            file.size()
+                        ));
                     }
                 }
                 Data::Sparse(e) => {
