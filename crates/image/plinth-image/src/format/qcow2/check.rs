@@ -6,7 +6,8 @@ use std::fmt::Display;
 use futures_util::StreamExt;
 use futures_util::stream;
 
-use super::counter::{CHUNK, Counter, covered};
+use super::counter::{CHUNK, Counter, alike, covered};
+use super::differences::Differences;
 use super::map::{COMPRESSED, COPIED, Entry, OFFSET, ZERO};
 use super::{Core, header, refcount};
 use crate::format::{CheckReport, Progress, Repair};
@@ -16,10 +17,6 @@ use crate::{Error, ErrorKind};
 /// Reads of tables in flight, and bytes of each at most.
 const READS: usize = 8;
 const READ: u64 = 1 << 20;
-/// What helps where counts are too narrow for what refers to a cluster.
-pub const NARROW_COUNTS: &str = "a cluster has more references than its count can say: widen the counts (`plinth disk amend \
-                                 -o refcount_bits=64`), or convert the image";
-
 /// An L2 table: how many L1 tables have it, and if the active one is among them.
 #[derive(Clone, Copy, Default)]
 struct Table {
@@ -313,8 +310,8 @@ impl Check<'_> {
         let order = core.refs.order();
         let (start, limit) = (self.counter.start, self.counter.limit);
         let table = core.refs.table.borrow().clone();
-        let mut fixes = Vec::new();
-        let mut repairs = Vec::new();
+        let (raise, lower) = (repair == Repair::All, repair != Repair::No && free);
+        let mut differences = Differences::new(core.bits, order, raise, lower);
         let cluster = core.cluster;
         let mut seen = HashSet::new();
         // The blocks of the table, and those behind it that something refers to: a damaged table may refer to places
@@ -359,64 +356,32 @@ impl Check<'_> {
             let mut next = start.saturating_sub(n * per);
             let end = per.min(stored.max(used)).min(limit.saturating_sub(n * per));
             while next < end {
-                // What is right, many at once.
                 let c = n * per + next;
                 let most = (end - next).min(CHUNK - c % CHUNK);
-                let alike = self.counter.alike(c, most, bytes.as_deref(), order, next);
-                next += alike;
-                if alike == most {
-                    continue;
-                }
-                let (c, i) = (c + alike, next);
-                next += 1;
-                let stored = bytes.as_ref().map_or(0, |b| refcount::get(b, order, i as usize));
-                let right = self.counter.get(c);
-                if stored == right {
-                    continue;
-                }
-                let report = &mut self.report;
-                if right > refcount::max(order) {
-                    // Nothing that could be written here would be right, and neither would flags that go by it.
-                    report.corruptions += 1;
-                    report.say(format_args!("ERROR: overflow cluster offset={:#x}", c << core.bits));
-                    if !self.overflow {
-                        report.say(NARROW_COUNTS);
+                let counted = self.counter.row(c).map(|row| &row[..most as usize]);
+                let mut i = 0;
+                loop {
+                    let rest = counted.map(|row| &row[i as usize..]);
+                    i += alike(rest, (most - i) as usize, bytes.as_deref(), order, next + i);
+                    if i == most {
+                        break;
                     }
-                    self.overflow = true;
-                    continue;
+                    let stored = bytes.as_ref().map_or(0, |b| refcount::get(b, order, (next + i) as usize));
+                    let right = match counted.map_or(0, |row| row[i as usize]) {
+                        255 => self.counter.get(c + i),
+                        n => n.into(),
+                    };
+                    differences.note(c + i, stored, right, &mut self.report);
+                    i += 1;
                 }
-                // The flags say what the counts say.
-                self.flags_doubtful = true;
-                // In QEMU's words, which scripts look for.
-                let (mended, kind) = match stored < right {
-                    true => (repair == Repair::All, "ERROR"),
-                    false => (repair != Repair::No && free, "Leaked"),
-                };
-                let what = format_args!("cluster {c} refcount={stored} reference={right}");
-                report.say(format_args!("{kind} {what}"));
-                if mended && repairs.len() < CheckReport::MESSAGES {
-                    repairs.push(format!("Repairing {what}"));
-                }
-                if stored < right {
-                    report.corruptions += 1;
-                    if repair == Repair::All {
-                        fixes.push((c, right));
-                    }
-                } else {
-                    report.leaks += 1;
-                    if repair != Repair::No && free {
-                        fixes.push((c, right));
-                    }
-                }
-                if fixes.len() > 1 << 20 {
-                    // Written at once instead of one by one.
-                    self.structure += 1;
-                    fixes.clear();
-                }
+                next += most;
             }
         }
-        repairs.into_iter().for_each(|r| self.report.say(r));
-        Ok(fixes)
+        differences.repairs.into_iter().for_each(|r| self.report.say(r));
+        self.flags_doubtful |= differences.flags_doubtful;
+        self.overflow |= differences.overflow;
+        self.structure += u64::from(differences.many);
+        Ok(differences.fixes)
     }
 }
 

@@ -99,43 +99,40 @@ impl Counter {
             n => u64::from(n),
         }
     }
+}
 
-    /// How many of `most` counts, from that of `cluster` on, are as they were counted. `stored`: a block of counts
-    /// that are 2^`order` bits wide (without it, all are 0), where that of `cluster` is at `index`. All of them are
-    /// of one chunk. A count that does not fit a byte ends them.
-    pub fn alike(&self, cluster: u64, most: u64, stored: Option<&[u8]>, order: u32, index: u64) -> u64 {
-        let most = most as usize;
-        let counted = self.row(cluster).map(|row| &row[..most]);
-        let Some(stored) = stored else {
-            return counted.map_or(most, |row| zeros(row)) as u64;
-        };
-        // Zeros, by eight bytes of the block.
-        let per_word = 64 >> order;
-        let first = index as usize;
-        let mut i = 0;
-        while i < most {
-            let at = first + i;
-            if at.is_multiple_of(per_word) && per_word <= most - i {
-                let word = at / per_word * 8;
-                let none =
-                    counted.is_none_or(|row| row[i] == 0 && crate::graph::is_zero(&row[i..i + per_word]));
-                if none && stored[word..word + 8] == [0; 8] {
-                    i += per_word;
-                    continue;
-                }
+/// How many of `most` counts are as they were counted. `counted`: what is right (without it, all are 0), `stored`: a
+/// block of counts that are 2^`order` bits wide (without it, all are 0), the first of them at `index`. One that does
+/// not fit a byte ends them.
+pub fn alike(counted: Option<&[u8]>, most: usize, stored: Option<&[u8]>, order: u32, index: u64) -> u64 {
+    let Some(stored) = stored else {
+        return counted.map_or(most, |row| zeros(&row[..most])) as u64;
+    };
+    // Zeros, by eight bytes of the block.
+    let per_word = 64 >> order;
+    let first = index as usize;
+    let mut i = 0;
+    while i < most {
+        let at = first + i;
+        if at.is_multiple_of(per_word) && per_word <= most - i {
+            let word = at / per_word * 8;
+            let none = counted.is_none_or(|row| row[i] == 0 && crate::graph::is_zero(&row[i..i + per_word]));
+            if none && stored[word..word + 8] == [0; 8] {
+                i += per_word;
+                continue;
             }
-            let right = counted.map_or(0, |row| row[i]);
-            let same = match order {
-                4 => stored[at * 2..at * 2 + 2] == [0, right],
-                _ => refcount::get(stored, order, at) == u64::from(right),
-            };
-            if !same || right == 255 {
-                break;
-            }
-            i += 1;
         }
-        i as u64
+        let right = counted.map_or(0, |row| row[i]);
+        let same = match order {
+            4 => stored[at * 2..at * 2 + 2] == [0, right],
+            _ => refcount::get(stored, order, at) == u64::from(right),
+        };
+        if !same || right == 255 {
+            break;
+        }
+        i += 1;
     }
+    i as u64
 }
 
 /// Parts of what ranges cover, in order: where each begins and ends, and how many ranges it is in.
@@ -202,19 +199,20 @@ mod tests {
                 counter.add(cluster, times);
                 refcount::set(&mut block, order, cluster as usize, times);
             }
-            let alike = |counter: &Counter, block: &[u8], from| {
-                counter.alike(from, 400 - from, Some(block), order, from)
+            let alike = |counter: &Counter, block: &[u8], from: u64| {
+                let most = 400 - from as usize;
+                super::alike(counter.row(from).map(|r| &r[..most]), most, Some(block), order, from)
             };
             let all = if most < 255 { 400 } else { 300 };
             assert_eq!(alike(&counter, &block, 0), all, "{order}");
             assert_eq!(alike(&counter, &block, 5), all - 5, "{order}");
-            assert_eq!(counter.alike(0, 400, None, order, 0), 3);
+            assert_eq!(super::alike(counter.row(0), 400, None, order, 0), 3);
             refcount::set(&mut block, order, 130, 1);
             assert_eq!(alike(&counter, &block, 1), 129, "{order}");
             refcount::set(&mut block, order, 130, 0);
             refcount::set(&mut block, order, 65, 0);
             assert_eq!(alike(&counter, &block, 64), 1, "{order}");
-            assert_eq!(Counter::new(0).alike(1, 300, Some(&block), order, 1), 2, "{order}");
+            assert_eq!(super::alike(None, 300, Some(&block), order, 1), 2, "{order}");
         }
     }
 }

@@ -37,6 +37,7 @@ mod compress;
 mod counter;
 mod create;
 mod crypt;
+mod differences;
 mod guard;
 mod header;
 mod map;
@@ -58,8 +59,8 @@ use std::sync::Arc;
 use async_lock::Mutex;
 use serde_json::json;
 
-pub use check::NARROW_COUNTS;
 pub use create::cluster_size;
+pub use differences::NARROW_COUNTS;
 use header::Header;
 pub use header::NO_CRYPT_HEADER;
 use map::{L1, View};
