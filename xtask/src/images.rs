@@ -34,8 +34,8 @@ crashes or takes too long; not if it refuses an image with an error.
 const LIMIT_SECONDS: &str = "120";
 /// Endings of the names of disk images.
 const ENDINGS: [&str; 15] = [
-    "vmdk", "vdi", "vhd", "vhdx", "avhd", "avhdx", "hds", "hdd", "qcow", "qcow2", "qed", "dmg", "cloop", "ova",
-    "ovf",
+    "vmdk", "vdi", "vhd", "vhdx", "avhd", "avhdx", "hds", "hdd", "qcow", "qcow2", "qed", "dmg", "cloop",
+    "ova", "ovf",
 ];
 /// Endings of compressed files.
 const COMPRESSED: [&str; 4] = ["gz", "bz2", "xz", "zip"];
@@ -81,6 +81,9 @@ enum Outcome {
     Broken(String),
 }
 
+/// Counts images that neither program can open for what is not there.
+const MISSING: &str = "parts are missing";
+
 /// What came of an image.
 enum Verdict {
     Same,
@@ -99,6 +102,9 @@ impl Verdict {
             Self::Same => "same",
             Self::OnlyPlinth(_) => "only Plinth reads it",
             Self::OnlyQemu(_) => "only qemu-img reads it",
+            Self::Neither(plinth, _) if plinth.contains("No such file") || plinth.contains("is none of:") => {
+                MISSING
+            }
             Self::Neither(..) => "both refuse it",
             Self::NotRead(_) => "not read",
             Self::Differ(_) => "differ",
@@ -111,6 +117,7 @@ impl Verdict {
             Self::Same => "same".to_owned(),
             Self::OnlyPlinth(qemu) => format!("only Plinth reads it; qemu-img: {qemu}"),
             Self::OnlyQemu(plinth) => format!("only qemu-img reads it; refused: {plinth}"),
+            Self::Neither(plinth, _) if self.kind() == MISSING => format!("{MISSING}: {}", named(plinth)),
             Self::Neither(plinth, qemu) => format!("refused: {plinth}; qemu-img: {qemu}"),
             Self::NotRead(why) => format!("not read: {why}"),
             Self::Differ(how) => format!("**differ**: {how}"),
@@ -143,9 +150,11 @@ pub fn run(root: &Path, args: &[String]) -> Result<String, Vec<String>> {
         Some(path) => path.clone(),
         None => crate::riscv_tests::build(root)?,
     };
+    let real = |path: &Path| fs::canonicalize(path).map_err(|e| vec![format!("{}: {e}", path.display())]);
     let scratch = std::env::temp_dir().join(format!("plinth-images-{}", std::process::id()));
     fs::create_dir_all(&scratch).map_err(|e| vec![format!("{}: {e}", scratch.display())])?;
-    let tools = Tools { dir: options.dir.clone(), plinth, qemu_img: options.qemu_img.clone(), scratch };
+    let tools =
+        Tools { dir: real(&options.dir)?, plinth: real(&plinth)?, qemu_img: options.qemu_img, scratch };
     let rows = tools.all();
     let _ = fs::remove_dir_all(&tools.scratch);
     let rows = rows.map_err(|e| vec![e])?;
@@ -193,6 +202,18 @@ impl Tools {
         if rows.is_empty() {
             return Err(format!("no images in {}; see --help", self.dir.display()));
         }
+        // What qemu-img cannot read may be beside it in a form that it can.
+        let repository = |r: &Row| r.sources[0].split('@').next().unwrap_or_default().to_owned();
+        let read: BTreeMap<(String, String), String> = (rows.iter().rev())
+            .filter(|r| matches!(r.verdict, Verdict::Same))
+            .map(|r| ((repository(r), r.disk.clone()), r.sources[0].clone()))
+            .collect();
+        for row in &mut rows {
+            let other = read.get(&(repository(row), row.disk.clone()));
+            if let (Verdict::OnlyPlinth(text), Some(other)) = (&mut row.verdict, other) {
+                let _ = write!(text, "; the disk is that of {other}");
+            }
+        }
         rows.sort_by(|a, b| (&a.format, &a.sources).cmp(&(&b.format, &b.sources)));
         Ok(rows)
     }
@@ -206,7 +227,7 @@ impl Tools {
         };
         let named = ending(image).filter(|e| ENDINGS.contains(&e.as_str()));
         let format = known["format"].as_str().map(str::to_owned);
-        if named.is_none() && !image.is_dir() && format.as_deref().is_none_or(|f| f == "raw") {
+        if named.is_none() && format.as_deref() == Some("raw") {
             return Ok(None);
         }
         let descriptor = if image.is_dir() { image.join("DiskDescriptor.xml") } else { image.to_owned() };
@@ -219,8 +240,11 @@ impl Tools {
         Ok(Some(Row {
             sources: vec![self.source(image)],
             made_by: made_by(image),
-            check: if format.is_some() { self.check(image) } else { "-".to_owned() },
-            format: format.unwrap_or_else(|| named.unwrap_or_default()),
+            check: match verdict {
+                Verdict::Same | Verdict::OnlyPlinth(_) => self.check(image),
+                _ => "-".to_owned(),
+            },
+            format: format.or(named).unwrap_or_else(|| "unknown".to_owned()),
             size: known["size"].as_u64(),
             file,
             disk,
@@ -234,11 +258,23 @@ impl Tools {
             return Ok((Verdict::NotRead("more than 2 GiB are stored".to_owned()), String::new()));
         }
         let (ours, theirs) = (self.scratch.join("plinth.raw"), self.scratch.join("qemu.raw"));
+        let format = known["format"].as_str();
+        if format == Some("raw")
+            && let Some(other) = self.format_for_qemu(image)
+        {
+            return Ok((
+                Verdict::OnlyQemu(format!("Plinth does not know its format, {other}")),
+                String::new(),
+            ));
+        }
         let plinth = self.plinth("convert", &[image, &ours]);
-        let qemu = self.convert_with_qemu(image, known["format"].as_str(), &theirs);
+        let qemu = self.convert_with_qemu(image, format, &theirs);
         let hash = |path: &Path| File::open(path).and_then(|f| digest(&f, WHOLE));
         let result = match (plinth, qemu) {
             (Outcome::Broken(how), _) => (Verdict::Broken(how), String::new()),
+            (Outcome::Done(_), Outcome::Done(_)) if fs::metadata(&theirs)?.len() == 0 => {
+                (Verdict::OnlyPlinth("a disk of 0 bytes".to_owned()), hash(&ours)?)
+            }
             (Outcome::Done(_), Outcome::Done(_)) => {
                 let verdict = difference(&File::open(&ours)?, &File::open(&theirs)?)?;
                 (verdict.map_or(Verdict::Same, Verdict::Differ), hash(&ours)?)
@@ -265,8 +301,20 @@ impl Tools {
         self.run(&self.plinth, &args, paths)
     }
 
+    /// What qemu-img takes an image for that has no known format.
+    fn format_for_qemu(&self, image: &Path) -> Option<String> {
+        let Outcome::Done(out) = self.run(&self.qemu_img, &["info", "--output", "json"], &[image]) else {
+            return None;
+        };
+        let info: Value = serde_json::from_str(&out).ok()?;
+        info["format"].as_str().filter(|f| *f != "raw").map(str::to_owned)
+    }
+
     fn convert_with_qemu(&self, image: &Path, format: Option<&str>, to: &Path) -> Outcome {
         // It knows Parallels' files, and not the folders that they are in. Parts are given one after the other.
+        if ending(image).is_some_and(|e| e == "ova" || e == "ovf") {
+            return Outcome::Refused("knows no packages".to_owned());
+        }
         let mut paths: Vec<PathBuf> = vec![image.to_owned()];
         let mut format = format.map(str::to_owned).or_else(|| ending(image));
         if image.is_dir() {
@@ -278,15 +326,31 @@ impl Tools {
         let driver = match format.as_deref() {
             Some("vhd") => Some("vpc"),
             // Names that it has too. What it does not have it must guess, as with what has no name.
-            Some(f @ ("vmdk" | "vdi" | "vhdx" | "qcow2" | "qcow" | "qed" | "parallels" | "dmg" | "cloop")) => {
-                Some(f)
-            }
+            Some(
+                f @ ("vmdk" | "vdi" | "vhdx" | "qcow2" | "qcow" | "qed" | "parallels" | "dmg" | "cloop"),
+            ) => Some(f),
             _ => None,
         };
         let mut args: Vec<&str> = vec!["convert", "-O", "raw"];
         args.extend(driver.into_iter().flat_map(|d| ["-f", d]));
         let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).chain([to]).collect();
-        self.run(&self.qemu_img, &args, &paths)
+        match self.run(&self.qemu_img, &args, &paths) {
+            // It replays the log of a VHDX only into the image itself.
+            Outcome::Refused(e) if e.contains("log that needs to be replayed") => {
+                let copy = self.scratch.join("replayed.vhdx");
+                let replayed = match fs::copy(image, &copy) {
+                    Ok(_) => self.run(&self.qemu_img, &["check", "-q", "-r", "all"], &[&copy]),
+                    Err(e) => Outcome::Refused(format!("no copy: {e}")),
+                };
+                let outcome = match replayed {
+                    Outcome::Done(_) => self.run(&self.qemu_img, &args, &[&copy, to]),
+                    failed => failed,
+                };
+                let _ = fs::remove_file(copy);
+                outcome
+            }
+            outcome => outcome,
+        }
     }
 
     /// What `plinth disk check` says.
@@ -305,7 +369,7 @@ impl Tools {
                 }
                 text.trim_end().to_owned()
             }
-            Outcome::Refused(e) if e.contains("no check") => "-".to_owned(),
+            Outcome::Refused(e) if e.contains("cannot do it") => "-".to_owned(),
             Outcome::Refused(e) => e,
             Outcome::Broken(how) => format!("**Plinth fails**: {how}"),
         }
@@ -314,41 +378,46 @@ impl Tools {
     /// Runs a program on files, for no longer than it may take.
     fn run(&self, program: &Path, args: &[&str], paths: &[&Path]) -> Outcome {
         // Coreutils' `timeout` dies of the signal with which it ends what takes too long.
-        let out = Command::new("timeout")
+        let mut command = Command::new("timeout");
+        command
             .args(["--signal=KILL", LIMIT_SECONDS])
             .arg(program)
             .args(args)
             .args(paths)
-            .stdin(Stdio::null())
-            .output();
-        let out = match out {
+            .stdin(Stdio::null());
+        // QEMU takes the name of a qcow2's data file from the current folder.
+        if let Some(folder) = paths.first().and_then(|p| p.parent()) {
+            command.current_dir(folder);
+        }
+        let out = match command.output() {
             Ok(out) => out,
             Err(e) => return Outcome::Broken(format!("cannot run `timeout`: {e}")),
         };
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         match out.status.code() {
             Some(0) => Outcome::Done(text(&out.stdout)),
-            Some(101) => Outcome::Broken(format!("panic: {}", self.plain(&text(&out.stderr)))),
+            Some(101) => Outcome::Broken(format!("panic: {}", self.plain(&text(&out.stderr), paths))),
             // Of `check`: something is wrong with the image.
             Some(1) if out.stdout.first() == Some(&b'{') => Outcome::Done(text(&out.stdout)),
-            Some(n) if n < 128 => Outcome::Refused(self.plain(&text(&out.stderr))),
+            Some(n) if n < 128 => Outcome::Refused(self.plain(&text(&out.stderr), paths)),
             _ => Outcome::Broken(format!("killed, or more than {LIMIT_SECONDS} s ({})", out.status)),
         }
     }
 
     /// An error in one line, without the paths of this machine.
-    fn plain(&self, stderr: &str) -> String {
+    fn plain(&self, stderr: &str, paths: &[&Path]) -> String {
         let json: Value = serde_json::from_str(stderr).unwrap_or_default();
-        let said = json["error"].as_str().unwrap_or_else(|| stderr.lines().next().unwrap_or_default());
-        let mut text = said.replace(&format!("{}/", self.scratch.display()), "");
-        // Up to the revision's folder.
-        while let Some(at) = text.find(&format!("{}/", self.dir.display())) {
-            let rest = &text[at + self.dir.as_os_str().len() + 1..];
-            let inner = rest.splitn(3, '/').nth(2).unwrap_or_default().to_owned();
-            text.replace_range(at.., &inner);
+        let first = || stderr.lines().find(|l| !l.contains("warning: ")).unwrap_or_default();
+        let mut text = json["error"].as_str().unwrap_or_else(first).to_owned();
+        for folder in [&self.scratch, &self.dir].into_iter().map(PathBuf::as_path) {
+            let beside = paths.iter().filter_map(|p| p.parent()).find(|p| p.starts_with(folder));
+            text = text.replace(&format!("{}/", beside.unwrap_or(folder).display()), "");
         }
         let text = text.trim_start_matches("error: ").trim_start_matches("qemu-img: ");
-        text.chars().take(200).collect()
+        match text.char_indices().nth(200) {
+            Some((end, _)) => format!("{} ...", &text[..end]),
+            None => text.to_owned(),
+        }
     }
 
     /// `owner/name@revision:path`, where the path is that of the file that is in the repository.
@@ -363,10 +432,19 @@ impl Tools {
 
     fn version(&self) -> String {
         match self.run(&self.qemu_img, &["--version"], &[]) {
-            Outcome::Done(out) => out.lines().next().unwrap_or_default().to_owned(),
+            Outcome::Done(out) => out.split(" (").next().unwrap_or_default().to_owned(),
             _ => "qemu-img".to_owned(),
         }
     }
+}
+
+/// An error with only the name of the file in it: paths in images are those of other machines.
+fn named(error: &str) -> String {
+    let mut parts: Vec<&str> = error.split('\'').collect();
+    if let Some(path) = parts.get_mut(1) {
+        *path = path.rsplit(['/', '\\']).next().unwrap_or_default();
+    }
+    parts.join("'")
 }
 
 fn ending(path: &Path) -> Option<String> {
@@ -375,7 +453,8 @@ fn ending(path: &Path) -> Option<String> {
 
 /// All files below `dir` that may be images; Parallels' folders as wholes.
 fn find(dir: &Path, found: &mut Vec<PathBuf>) -> Result<(), std::io::Error> {
-    let mut entries: Vec<PathBuf> = fs::read_dir(dir)?.map(|e| Ok(e?.path())).collect::<Result<_, std::io::Error>>()?;
+    let mut entries: Vec<PathBuf> =
+        fs::read_dir(dir)?.map(|e| Ok(e?.path())).collect::<Result<_, std::io::Error>>()?;
     entries.sort();
     for path in entries {
         if path.is_dir() {
@@ -384,7 +463,9 @@ fn find(dir: &Path, found: &mut Vec<PathBuf>) -> Result<(), std::io::Error> {
             } else {
                 find(&path, found)?;
             }
-        } else if path.metadata()?.len() != 0 && !ending(&path).is_some_and(|e| COMPRESSED.contains(&e.as_str())) {
+        } else if path.metadata()?.len() != 0
+            && !ending(&path).is_some_and(|e| COMPRESSED.contains(&e.as_str()))
+        {
             found.push(path);
         }
     }
@@ -425,8 +506,8 @@ fn blocks(
     Ok(())
 }
 
-/// SHA-256 of the bytes. If there are more than `whole`, of the blocks of 1 MiB that have other bytes than zero,
-/// each after its number (64 bits, little-endian).
+/// SHA-256 of the bytes. If there are more than `whole`: of their number, and of the blocks of 1 MiB that have
+/// other bytes than zero, each after its number (64 bits, little-endian).
 fn digest(file: &File, whole: u64) -> Result<String, std::io::Error> {
     let (end, mut sha, mut done) = (file.metadata()?.len(), Sha256::new(), 0);
     let zeros = vec![0; BLOCK];
@@ -437,6 +518,9 @@ fn digest(file: &File, whole: u64) -> Result<String, std::io::Error> {
             n -= part as u64;
         }
     };
+    if end > whole {
+        sha.update(end.to_le_bytes());
+    }
     blocks(file, |at, bytes| {
         if end <= whole {
             skip(&mut sha, at - done);
@@ -475,11 +559,12 @@ fn difference(ours: &File, theirs: &File) -> Result<Option<String>, std::io::Err
     Ok(first.map(|at| format!("first at byte {at}")))
 }
 
-const KINDS: [&str; 7] = [
+const KINDS: [&str; 8] = [
     "same",
     "only Plinth reads it",
     "only qemu-img reads it",
     "both refuse it",
+    MISSING,
     "not read",
     "differ",
     "Plinth fails",
@@ -491,23 +576,35 @@ fn summary(rows: &[Row]) -> String {
     format!("{} images: {}", rows.len(), counts.collect::<Vec<_>>().join(", "))
 }
 
+/// What the page's columns are, and what the causes of known differences are.
+const NOTES: &str = "\
+- Multi-file images are in the list with their descriptor (of a folder of Parallels: `DiskDescriptor.xml`), whose
+  hash it is then; compressed images with the hash of what was in them.
+- The disk's hash is the first 16 digits of the SHA-256 of all of its bytes. With `blocks:`, for disks of more than
+  1 GiB, it is that of the disk's size and of the blocks of 1 MiB which are not all zeros, each after its number
+  (both 64 bits, little-endian).
+- Who made an image is what the image itself says. `check` is what `plinth disk check` says.
+- qemu-img has no packages (OVF, OVA), no differencing VDI, and not all compressions of DMG. It does not look at the
+  parent of a differencing VHD: what it reads there is not the disk. The log of a VHDX it replays in a copy.
+- Plinth has no qcow of version 1.
+- Where parts are missing, the repository does not have them, or the image names a device of somebody's machine, or
+  they are too large for the copy of the repository that was at hand.
+
+";
+
 /// The page `docs/real-images.md`.
 fn page(rows: &[Row], qemu: &str) -> String {
     let mut text = format!(
         "# Disk images that other programs made\n\n\
-         Here Plinth reads disk images of public repositories, most of them made by other programs, and each disk is \
-         compared with what {qemu} reads.\n\
-         To run it again, put each file to `DIR/OWNER+NAME/REVISION/PATH` (`git show REVISION:PATH`), unpack \
-         compressed ones beside it, and run `cargo xtask images DIR --md docs/real-images.md`.\n\n\
-         Multi-file images are in the list with their descriptor (of a folder of Parallels: `DiskDescriptor.xml`), \
-         whose hash it is then; compressed images with the hash of what was in them.\n\
-         The disk's hash is the SHA-256 of all of its bytes, its first 16 digits; with `blocks:`, for disks of more \
-         than 1 GiB, that of the blocks of 1 MiB which are not all zeros, each after its number (64 bits, \
-         little-endian).\n\
-         Who made an image is what the image itself says. `check` is what `plinth disk check` says.\n\n"
+         Here Plinth reads disk images of public repositories, most of them made by other programs, and each disk \
+         is compared\nwith what {qemu} reads. To run it again, put each file to \
+         `DIR/OWNER+NAME/REVISION/PATH`\n(`git show REVISION:PATH`), unpack compressed ones beside it, and run \
+         `cargo xtask images DIR --md docs/real-images.md`.\n\n"
     );
+    text.push_str(NOTES);
     let used: Vec<&str> = KINDS.into_iter().filter(|k| rows.iter().any(|r| r.verdict.kind() == *k)).collect();
-    let _ = writeln!(text, "| format | images | {} |\n|---|---{}|", used.join(" | "), "|---".repeat(used.len()));
+    let _ =
+        writeln!(text, "| format | images | {} |\n|---|---{}|", used.join(" | "), "|---".repeat(used.len()));
     let formats: BTreeSet<&str> = rows.iter().map(|r| r.format.as_str()).collect();
     for format in formats.into_iter().map(Some).chain([None]) {
         let of = || rows.iter().filter(|r| format.is_none_or(|f| f == r.format));
@@ -546,7 +643,8 @@ mod tests {
 
     fn file(name: &str, size: u64, data: &[(u64, &[u8])]) -> File {
         let path = std::env::temp_dir().join(format!("plinth-images-test-{}-{name}", std::process::id()));
-        let mut file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
         file.set_len(size).unwrap();
         for (at, bytes) in data {
             file.seek(SeekFrom::Start(*at)).unwrap();
@@ -573,6 +671,7 @@ mod tests {
             assert_eq!(a, b);
             assert!(a != c && a != d);
         }
+        assert_eq!(named("cannot open '/x/a b.img': not 'here'"), "cannot open 'a b.img': not 'here'");
         let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(digest(&file("f", 0, &[]), WHOLE).unwrap(), empty);
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";

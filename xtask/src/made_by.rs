@@ -53,7 +53,8 @@ fn vhd(footer: &[u8]) -> String {
 
 /// The field "creator" of a VHDX's file type identifier, UTF-16 ([MS-VHDX] 2.2.1).
 fn vhdx(start: &[u8]) -> String {
-    let units = start.get(8..520).unwrap_or_default().chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    let units =
+        start.get(8..520).unwrap_or_default().chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     let text: Vec<u16> = units.take_while(|u| *u != 0).collect();
     let text = String::from_utf16_lossy(&text);
     if text.starts_with("Microsoft Windows") { format!("{text} (Hyper-V)") } else { text }
