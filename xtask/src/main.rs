@@ -3,7 +3,9 @@
 mod docs;
 mod fuzz;
 mod guest;
+mod images;
 mod layers;
+mod made_by;
 mod perf;
 mod riscv_tests;
 mod spec;
@@ -26,6 +28,7 @@ Commands:
   guest    Make the test guest, or find it in the cache, and print its parts: guest [ARCH]
   fuzz     Run the fuzz targets, each for 60 seconds: fuzz [TARGET] [--seconds N | --runs N]
   riscv-tests  Run the official RISC-V tests on both tiers: riscv-tests DIR; see `cargo xtask riscv-tests --help`
+  images   Read other programs' disk images with Plinth and qemu-img; see `cargo xtask images --help`
   perf     Measure Plinth beside QEMU and write docs/performance.md; see `cargo xtask perf --help`
 ";
 
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Some("guest") => guest::run(&root, &args[1..]),
         Some("fuzz") => fuzz::run(&root, &args[1..]),
         Some("riscv-tests") => riscv_tests::run(&root, &args[1..]),
+        Some("images") => images::run(&root, &args[1..]),
         Some("perf") => perf::run(&root, &args[1..]),
         Some("--help" | "-h" | "help") | None => {
             print!("{HELP}");

@@ -158,7 +158,8 @@ pub fn run(root: &Path, args: &[String]) -> Result<String, Vec<String>> {
     if failures.is_empty() { Ok(format!("riscv-tests: {count} runs, all passed")) } else { Err(failures) }
 }
 
-fn build(root: &Path) -> Result<PathBuf, Vec<String>> {
+/// Builds Plinth's program.
+pub fn build(root: &Path) -> Result<PathBuf, Vec<String>> {
     let status = Command::new("cargo")
         .args(["build", "--quiet", "--release", "--package", "plinth"])
         .current_dir(root)
