@@ -386,6 +386,27 @@ fn a_commit_empties_the_image_and_a_rebase_compresses() {
 }
 
 #[test]
+fn an_image_below_without_a_name_is_found_by_its_identity() {
+    let (dir, mut want) = folder();
+    let dir = dir.path();
+    does(dir, &["disk", "convert", "d.raw", "base.vdi"]);
+    want[1 << 20..][..70_000].fill(0x77);
+    fs::write(dir.join("want.raw"), &want).unwrap();
+    does(dir, &["disk", "convert", "want.raw", "top.vdi", "--backing", "base.vdi"]);
+    let chain = json(dir, &["info", "--chain", "top.vdi"]);
+    let names: Vec<_> = chain.as_array().unwrap().iter().map(|i| i["path"].as_str().unwrap()).collect();
+    assert!(names.len() == 2 && names[0] == "top.vdi" && names[1].ends_with("base.vdi"), "{names:?}");
+    let theirs = does(dir, &["qemu-img", "info", "--backing-chain", "top.vdi"]);
+    assert!(theirs.contains("base.vdi") && theirs.matches("virtual size").count() == 2, "{theirs}");
+    does(dir, &["disk", "commit", "top.vdi"]);
+    assert_eq!(json(dir, &["compare", "base.vdi", "want.raw"])["same"], true);
+    // Without it, what is known is shown.
+    fs::rename(dir.join("base.vdi"), dir.join("base.old")).unwrap();
+    does(dir, &["disk", "info", "top.vdi"]);
+    fails(dir, &["disk", "info", "--chain", "top.vdi"], 1, &["beside"]);
+}
+
+#[test]
 fn a_machine_is_exported_and_its_disks_are_read_again() {
     let (dir, _) = folder();
     let dir = dir.path();

@@ -107,7 +107,10 @@ impl FileLinks {
     /// The real path of what `name` means, if it may be opened.
     fn resolve(&self, name: &str) -> Result<PathBuf, Error> {
         if name.is_empty() {
-            return Err(denied(name, "the name is empty"));
+            return Err(denied(
+                name,
+                "it has no name there, and is not among the files beside the one above it",
+            ));
         }
         if is_address(name) {
             return Err(denied(name, "it is an address, and images may only name files"));

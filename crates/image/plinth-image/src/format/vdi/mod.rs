@@ -85,15 +85,15 @@ async fn open(request: OpenRequest) -> Result<Rc<dyn Image>, Error> {
     let mut link = None;
     let mut backing = None;
     if header.parent != Guid::NIL {
-        link = Some(BackingLink {
-            name: String::new(),
-            format: Some(Format::Vdi),
-            identity: Some(parent::identity(header.parent, header.parent_modified)),
+        let found = parent::find(&file.info().name, &header, &*links).await;
+        link = Some(match options.no_backing {
+            true => found.unwrap_or_else(|_| parent::link(String::new(), &header)),
+            false => {
+                let found = found?;
+                backing = Some(links.open_backing(&found).await? as NodeRef);
+                found
+            }
         });
-        if !options.no_backing {
-            let (found, image) = parent::open(&file.info().name, &header, &*links).await?;
-            (link, backing) = (Some(found), Some(image as NodeRef));
-        }
     }
     let size = header.disk_size.next_multiple_of(SECTOR);
     let vdi = Vdi::new(file, header, link);

@@ -1,10 +1,8 @@
 //! The image below a VDI: known by its UUID alone, no name is stored.
 
-use std::rc::Rc;
-
 use super::header::{Header, LEN};
 use crate::format::guid::Guid;
-use crate::format::{BackingLink, Format, Image, Links};
+use crate::format::{BackingLink, Format, Links};
 use crate::graph::IoBuf;
 use crate::{Error, ErrorKind};
 
@@ -21,12 +19,14 @@ pub fn parse_identity(link: &BackingLink) -> Option<(Guid, Guid)> {
     Some((Guid::parse(uuid)?, modified))
 }
 
+/// The link to the image below, with its name, or without one if that is not known.
+pub fn link(name: String, header: &Header) -> BackingLink {
+    let identity = Some(identity(header.parent, header.parent_modified));
+    BackingLink { name, format: Some(Format::Vdi), identity }
+}
+
 /// Finds the image below among the files beside this one, and those that the user has allowed.
-pub async fn open(
-    name: &str,
-    header: &Header,
-    links: &dyn Links,
-) -> Result<(BackingLink, Rc<dyn Image>), Error> {
+pub async fn find(name: &str, header: &Header, links: &dyn Links) -> Result<BackingLink, Error> {
     let doing = || format!("cannot open the image below '{name}'");
     // One that has the right UUID but not the contents that were below this image.
     let mut changed = None;
@@ -44,13 +44,7 @@ pub async fn open(
             changed = Some(candidate);
             continue;
         }
-        let link = BackingLink {
-            name: candidate,
-            format: Some(Format::Vdi),
-            identity: Some(identity(header.parent, header.parent_modified)),
-        };
-        let image = links.open_backing(&link).await?;
-        return Ok((link, image));
+        return Ok(link(candidate, header));
     }
     if let Some(changed) = changed {
         let why = format!(
