@@ -54,6 +54,16 @@ impl Codec {
     pub fn unpack(self, packed: &[u8], size: usize) -> Result<IoBuf, String> {
         /// Dictionaries of 32 MiB, and what the decoder needs besides.
         const XZ_MEMORY: u64 = 34 << 20;
+        // What a header says of a chunk's size costs memory, so what cannot be true is refused before: a copy in
+        // ADC gives 67 bytes for 3, one in deflate 258 for 2 bits.
+        let most = match self {
+            Codec::Adc => packed.len().saturating_mul(23),
+            Codec::Zlib => packed.len().saturating_mul(1032),
+            _ => usize::MAX,
+        };
+        if size > most {
+            return Err("the compressed data ends too early".to_owned());
+        }
         let mut out = IoBuf::new(size);
         let read = |from: &mut dyn Read, out: &mut [u8]| from.read_exact(out).map_err(|e| e.to_string());
         match self {

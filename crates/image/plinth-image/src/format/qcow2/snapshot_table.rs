@@ -102,14 +102,16 @@ pub async fn read(file: &dyn Node, header: &Header) -> Result<Table, Error> {
     let mut at = header.snapshots_offset;
     let mut table = Table { entries: Vec::new(), len: 0, damage: Damage::default() };
     // Bytes of the entries without what is too much of them.
-    let mut kept = 0;
+    let (mut kept, mut skipped) = (0, 0);
     for n in 0..header.snapshots {
         let fixed = read_table(file, at, FIXED, what).await?;
         let len16 = |at: usize| usize::from(u16::from_be_bytes([fixed[at], fixed[at + 1]]));
         let (id_len, name_len, extra_len) = (len16(12), len16(14), header::be32(&fixed, 36) as usize);
         let known = extra_len.min(MAX_EXTRA);
         kept += ((FIXED + known + id_len + name_len) as u64).next_multiple_of(8);
-        if kept > MAX_TABLE {
+        // Nobody finds entries again behind so much that cannot be true.
+        skipped += (extra_len - known) as u64;
+        if kept > MAX_TABLE || skipped > MAX_TABLE {
             table.damage.behind = header.snapshots - n;
             break;
         }
@@ -151,7 +153,8 @@ pub async fn read(file: &dyn Node, header: &Header) -> Result<Table, Error> {
         });
         at += ((FIXED + extra_len + id_len + name_len) as u64).next_multiple_of(8);
     }
-    table.len = at - header.snapshots_offset;
+    // Nothing of it is behind the file's end, whatever its last entry says.
+    table.len = at.min(file.size()).saturating_sub(header.snapshots_offset);
     Ok(table)
 }
 
