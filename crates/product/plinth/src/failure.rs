@@ -8,6 +8,7 @@ use plinth_net::NetError;
 use plinth_vm::Error as VmError;
 
 use crate::cli::OutputFormat;
+use crate::printable::printable;
 
 /// The process's exit codes. Their text is part of `--help`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +92,7 @@ impl Failure {
                 for line in &self.help {
                     text.push_str(&format!("help: {line}\n"));
                 }
-                err.write_all(text.as_bytes())
+                err.write_all(printable(&text).as_bytes())
             }
         };
     }

@@ -7,6 +7,7 @@ mod command;
 mod console;
 mod failure;
 mod logging;
+mod printable;
 
 use std::process::ExitCode;
 

@@ -550,3 +550,18 @@ fn a_disk_of_parallels_is_a_folder() {
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     }
 }
+
+#[test]
+fn names_in_images_do_not_command_the_terminal() {
+    let (dir, _) = folder();
+    let dir = dir.path();
+    does(dir, &["disk", "create", "d.qcow2", "1M"]);
+    let name = "a\x1b[2J\nb";
+    does(dir, &["disk", "snapshot", "create", "d.qcow2", name]);
+    for command in [&["disk", "info"][..], &["disk", "snapshot", "list"], &["qemu-img", "info"]] {
+        let text = does(dir, &[command, &["d.qcow2"]].concat());
+        assert!(text.contains("a\\u{1b}[2J") && !text.contains('\x1b'), "{text}");
+    }
+    assert_eq!(json(dir, &["snapshot", "list", "d.qcow2"])[0]["name"], name);
+    fails(dir, &["disk", "snapshot", "delete", "d.qcow2", "\x1b[2J"], 1, &["\\u{1b}[2J"]);
+}

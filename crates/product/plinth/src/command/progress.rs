@@ -6,6 +6,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use plinth_guest::{Progress, Unit};
 
+use crate::printable::printable;
+
 const BYTES: &str = "{msg:32} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}";
 const ITEMS: &str = "{msg:32} [{bar:30}] {pos}/{len}";
 const UNKNOWN: &str = "{msg:32} {spinner}";
@@ -67,7 +69,7 @@ impl Progress for Bars {
     }
 
     fn warn(&self, message: &str) {
-        let print = || eprintln!("warning: {message}");
+        let print = || eprintln!("warning: {}", printable(message));
         self.with_current(|bar| match bar {
             Some(bar) => bar.suspend(print),
             None => print(),

@@ -25,6 +25,7 @@ use super::address::open_any;
 use crate::cli::disk_tool::{ImageArgs, NewArgs, OpenArgs};
 use crate::cli::{Global, OutputFormat};
 use crate::failure::{Code, Failure, Result};
+use crate::printable::printable;
 
 /// A failed operation on an image, with what to do about it.
 pub fn failed(e: Error) -> Failure {
@@ -162,7 +163,7 @@ fn print_options(format: Format) -> Result<()> {
 
 /// Writes to standard output. A reader that is gone has seen enough.
 pub fn print(text: &str) -> Result<()> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
+    match std::io::stdout().lock().write_all(printable(text).as_bytes()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Failure::from_error(Code::Failed, "cannot write to standard output", &e))
         }

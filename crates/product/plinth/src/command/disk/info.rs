@@ -13,6 +13,7 @@ use super::package;
 use crate::cli::disk_tool::InfoArgs;
 use crate::cli::{Global, size};
 use crate::failure::{Failure, Result};
+use crate::printable::one_line;
 
 /// Images above each other that are shown at most.
 const MAX_CHAIN: usize = 256;
@@ -80,18 +81,21 @@ async fn facts(path: &Path, options: &OpenOptions, args: &InfoArgs) -> Result<Fa
     let mut next = None;
     if let Some(link) = &d.backing {
         let format = link.format.map_or("format not recorded".into(), |f| f.to_string());
-        lines.push(("backing image", format!("{} ({format})", link.name)));
+        lines.push(("backing image", format!("{} ({format})", one_line(&link.name))));
         if args.chain {
             next = Some((backing_of(path, link, &args.image.open)?, link.format));
         }
     }
     let snapshots = image.snapshots().map(|s| s.list()).unwrap_or_default();
     for s in &snapshots {
-        lines.push(("snapshot", format!("{} '{}', {}", s.id, s.name, super::snapshot::date(s.date.0))));
+        lines.push((
+            "snapshot",
+            format!("{} '{}', {}", one_line(&s.id), one_line(&s.name), super::snapshot::date(s.date.0)),
+        ));
     }
     let bitmaps = image.bitmaps().map(|b| b.list()).unwrap_or_default();
     for b in &bitmaps {
-        lines.push(("bitmap", format!("'{}', {} a bit", b.name, size::show(b.granularity))));
+        lines.push(("bitmap", format!("'{}', {} a bit", one_line(&b.name), size::show(b.granularity))));
     }
     for (name, value) in &d.details {
         let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);

@@ -10,6 +10,7 @@ use super::common::{failed, interruptible, result, with_progress};
 use crate::cli::disk_tool::ImageArgs;
 use crate::cli::{Global, size};
 use crate::failure::{Code, Result};
+use crate::printable::one_line;
 
 /// True if an argument names a package, and not an image that its user says the format of.
 pub fn is_meant(image: &ImageArgs) -> bool {
@@ -146,9 +147,7 @@ fn text(m: &MachineDescription, first_disk: usize) -> String {
         lines.push(("not understood".into(), format!("{} parts of its description", m.other.len())));
     }
     let width = lines.iter().map(|l| l.0.len()).max().unwrap_or(0);
-    // From a stranger: without what could steer a terminal.
-    let clean = |s: &str| s.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
-    lines.iter().map(|(name, value)| format!("{name:width$}  {}\n", clean(value))).collect()
+    lines.iter().map(|(name, value)| format!("{name:width$}  {}\n", one_line(value))).collect()
 }
 
 /// `plinth disk info PACKAGE`.

@@ -10,6 +10,7 @@ use super::common::{close, failed, interruptible, open_image, result};
 use crate::cli::disk_tool::{ImageArgs, SnapshotCommand};
 use crate::cli::{Global, size};
 use crate::failure::{Code, Failure, Result};
+use crate::printable::one_line;
 
 /// A snapshot, for programs.
 pub fn value(s: &Snapshot) -> Value {
@@ -57,7 +58,12 @@ fn list(image: &ImageArgs, global: &Global) -> Result<()> {
     }
     for s in &all {
         let (state, disk) = (size::show(s.vm_state_size), size::show(s.disk_size));
-        text += &format!("{:<6} {:<24} {:<20} {state:>10} {disk:>10}\n", s.id, s.name, date(s.date.0));
+        text += &format!(
+            "{:<6} {:<24} {:<20} {state:>10} {disk:>10}\n",
+            one_line(&s.id),
+            one_line(&s.name),
+            date(s.date.0)
+        );
     }
     result(global, &Value::Array(all.iter().map(value).collect()), &text)
 }

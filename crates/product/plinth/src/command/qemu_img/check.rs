@@ -10,6 +10,7 @@ use super::names::{cache, json_wanted, qemu_name};
 use super::open::{How, how, image};
 use super::refusal::in_qemus_words;
 use super::{Exit, Result, block_on, reason, say};
+use crate::printable::printable;
 
 fn text(r: &CheckReport) -> String {
     let mut text = String::new();
@@ -117,7 +118,7 @@ pub fn run(args: Vec<String>) -> Result {
                     let did = if repair == Repair::All { "Repairing" } else { "ERROR" };
                     eprintln!("{did} snapshot table entry{n} is incomplete");
                 }
-                None => eprintln!("{}", in_qemus_words(line)),
+                None => eprintln!("{}", printable(&in_qemus_words(line))),
             }
         }
         let fixed = (report.corruptions_fixed, report.leaks_fixed);

@@ -14,7 +14,7 @@ use super::open::{How, how, image, path};
 use super::options::{NewOptions, can_have_backing, collect, help, help_wanted, sort};
 use super::refusal::refusal;
 use super::target::Target;
-use super::{Exit, Result, block_on, reason, say, warn};
+use super::{Exit, Result, block_on, put, reason, say, warn};
 
 /// Runs a job and shows how far it is, if `shown`.
 pub async fn with_progress<T>(shown: bool, job: impl AsyncFnOnce(&Progress) -> Result<T>) -> Result<T> {
@@ -23,7 +23,7 @@ pub async fn with_progress<T>(shown: bool, job: impl AsyncFnOnce(&Progress) -> R
     if !shown {
         return job(&progress).await;
     }
-    let print = |part: f64| say(&format!("    ({:.2}/100%)\r", part * 100.0));
+    let print = |part: f64| put(&format!("    ({:.2}/100%)\r", part * 100.0));
     print(0.0)?;
     let draw = async {
         loop {

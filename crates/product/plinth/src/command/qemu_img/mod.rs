@@ -37,6 +37,8 @@ use std::process::ExitCode;
 
 use plinth_image::Error;
 
+use crate::printable::printable;
+
 /// What the peer's version is that this speaks like.
 const VERSION: &str = "10.0.0";
 
@@ -145,7 +147,7 @@ pub fn run(args: Vec<OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Exit::Code(code)) => code.into(),
         Err(Exit::Failed(message, code)) => {
-            eprintln!("qemu-img: {message}");
+            warn(&message);
             code.into()
         }
     }
@@ -176,6 +178,11 @@ fn command(args: Vec<String>) -> Result {
 
 /// Writes to standard output. A reader that is gone has seen enough.
 pub fn say(text: &str) -> Result {
+    put(&printable(text))
+}
+
+/// Writes to standard output as it is.
+pub fn put(text: &str) -> Result {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Err(Exit::Code(1)),
         Err(e) => Err(Exit::failed(format!("cannot write to standard output: {e}"))),
@@ -185,7 +192,7 @@ pub fn say(text: &str) -> Result {
 
 /// Writes a message to standard error and goes on.
 pub fn warn(message: &str) {
-    eprintln!("qemu-img: {message}");
+    eprintln!("qemu-img: {}", printable(message));
 }
 
 /// Why something failed, without what was being done.

@@ -12,10 +12,15 @@ use crate::command::disk::{date, new_snapshot};
 /// The line above snapshots.
 pub const HEAD: &str = "ID      TAG               VM_SIZE                DATE        VM_CLOCK     ICOUNT";
 
+/// QEMU ends such texts at the first zero.
+fn text(name: &str) -> &str {
+    name.split('\0').next().unwrap_or_default()
+}
+
 /// A snapshot as `info` gives it to programs.
 pub fn value(s: &Snapshot) -> Value {
     let mut value = json!({
-        "id": s.id, "name": s.name, "vm-state-size": s.vm_state_size, "date-sec": s.date.0,
+        "id": text(&s.id), "name": text(&s.name), "vm-state-size": s.vm_state_size, "date-sec": s.date.0,
         "date-nsec": s.date.1, "vm-clock-sec": s.vm_clock / 1_000_000_000,
         "vm-clock-nsec": s.vm_clock % 1_000_000_000,
     });
