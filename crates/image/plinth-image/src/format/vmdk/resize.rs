@@ -5,7 +5,7 @@
 //! and durable first, so that growing again shows zeros. The description follows the header; where a cut falls
 //! between them, the header of the only extent is what counts.
 
-use super::sparse::{MAX_DIRECTORY, SparseExtent};
+use super::sparse::{LOOK_AHEAD, MAX_DIRECTORY, SparseExtent};
 use super::{Data, VmdkImage};
 use crate::format::Format;
 use crate::format::Repair;
@@ -161,13 +161,13 @@ impl SparseExtent {
         }
         let mut pos = whole;
         while pos < old {
-            let end = old.min((pos / span + 1) * span);
+            let end = old.min((pos / span + 1) * span).min(pos + LOOK_AHEAD * grain);
             let run = self.run(pos, end - pos).await?;
             if run.place != super::sparse::Place::None {
-                let mut pending = self.pending.borrow_mut();
-                for n in pos / grain..(pos + run.len).div_ceil(grain) {
-                    pending.insert(n, 0);
-                }
+                let grains = pos / grain..(pos + run.len).div_ceil(grain);
+                self.pending.borrow_mut().extend(grains.map(|n| (n, 0)));
+                // Many tables, or one that is many times in the directory, are not all kept in memory.
+                self.relieve().await?;
             }
             pos += run.len;
         }

@@ -36,7 +36,7 @@ const MAX_PENDING: usize = 8192;
 /// Bytes by which the file is made longer at once.
 const RESERVE: u64 = 16 << 20;
 /// Grains that one question about status looks at.
-const LOOK_AHEAD: u64 = 1 << 16;
+pub const LOOK_AHEAD: u64 = 1 << 16;
 
 /// The image below an extent.
 #[derive(Clone, Copy)]
@@ -506,7 +506,7 @@ impl SparseExtent {
     }
 
     /// Writes tables when many new grains are in memory only.
-    async fn relieve(&self) -> Result<(), Error> {
+    pub async fn relieve(&self) -> Result<(), Error> {
         if self.pending.borrow().len() < MAX_PENDING {
             return Ok(());
         }
