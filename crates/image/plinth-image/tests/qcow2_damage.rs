@@ -108,6 +108,26 @@ fn what_damage_has_lost_is_not_freed_unasked() {
     });
 }
 
+/// Giving back what has leaked cuts off the file's free end, but not what is in use there and not counted.
+#[test]
+fn what_is_not_counted_at_the_end_is_not_cut_off() {
+    block_on(async {
+        let (mut bytes, tables) = image("cluster_size=4k").await;
+        let block = tables.iter().find(|t| t.0 == "refcount block").unwrap().1 as usize;
+        let last = bytes.len() / CLUSTER - 1;
+        let (count, leak) = (block + 2 * last, block + 2 * (last + 4));
+        assert_eq!(bytes[count..count + 4], [0, 1, 0, 0]);
+        bytes[count + 1] = 0;
+        bytes[leak + 1] = 1;
+        let (image, file) = open(&bytes).await;
+        let report = image.check(Repair::Leaks, &Progress::default()).await.unwrap();
+        assert_eq!((report.corruptions, report.corruptions_fixed), (1, 0), "{report:?}");
+        image.close().await.unwrap();
+        let now = file.contents();
+        assert!(now.len() >= bytes.len() && now[last * CLUSTER..][..CLUSTER] == bytes[last * CLUSTER..]);
+    });
+}
+
 #[test]
 fn writes_through_damaged_tables_do_not_hit_tables() {
     for options in ["cluster_size=4k", "cluster_size=4k,compat=0.10"] {
@@ -346,6 +366,10 @@ fn sizes_that_version_3_demands_are_added_to_snapshots() {
         let before = old.snapshots().unwrap().list();
         let report = old.check(Repair::No, &Progress::default()).await.unwrap();
         assert_eq!((report.corruptions, report.leaks), (1, 0), "{report:?}");
+        // Such an image is opened after a crash, too.
+        let mut dirty = bytes.clone();
+        dirty[79] |= 1;
+        open(&dirty).await.0.close().await.unwrap();
         let (report, mended) = repaired(&bytes).await;
         assert_eq!((report.corruptions, report.corruptions_fixed), (1, 1), "{report:?}");
         let (image, _) = open(&mended).await;
@@ -397,6 +421,12 @@ fn what_is_too_much_in_a_snapshot_table_is_removed() {
         many[64..72].copy_from_slice(&(at as u64).to_be_bytes());
         let error = refusal(&many).await.to_string();
         assert!(error.contains("too long") && error.contains("the 3 snapshots"), "{error}");
+        // What they have is not given back before they are gone from the table.
+        let (image, file) = open_for_check(&many).await;
+        assert_eq!(image.check(Repair::Leaks, &Progress::default()).await.unwrap().leaks_fixed, 0);
+        assert!(image.write(0, IoData::copy_of(&[1; 512])).await.is_err());
+        image.close().await.unwrap();
+        assert!(file.contents() == many);
         let (_, mended) = repaired(&many).await;
         assert_eq!(u32::from_be_bytes(mended[60..64].try_into().unwrap()), entries as u32 - 3);
     });

@@ -556,12 +556,15 @@ fn names_in_images_do_not_command_the_terminal() {
     let (dir, _) = folder();
     let dir = dir.path();
     does(dir, &["disk", "create", "d.qcow2", "1M"]);
-    let name = "a\x1b[2J\nb";
+    let name = "a\x1b[2J\n\u{85}\x7fb";
     does(dir, &["disk", "snapshot", "create", "d.qcow2", name]);
     for command in [&["disk", "info"][..], &["disk", "snapshot", "list"], &["qemu-img", "info"]] {
         let text = does(dir, &[command, &["d.qcow2"]].concat());
         assert!(text.contains("a\\u{1b}[2J") && !text.contains('\x1b'), "{text}");
     }
     assert_eq!(json(dir, &["snapshot", "list", "d.qcow2"])[0]["name"], name);
+    let theirs = does(dir, &["qemu-img", "info", "--output=json", "d.qcow2"]);
+    let theirs: Value = serde_json::from_str(&theirs).unwrap();
+    assert_eq!(theirs["snapshots"][0]["name"], name);
     fails(dir, &["disk", "snapshot", "delete", "d.qcow2", "\x1b[2J"], 1, &["\\u{1b}[2J"]);
 }

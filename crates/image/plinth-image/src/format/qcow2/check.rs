@@ -9,6 +9,7 @@ use futures_util::stream;
 use super::counter::{CHUNK, Counter, alike, covered};
 use super::differences::Differences;
 use super::map::{COMPRESSED, COPIED, Entry, OFFSET, ZERO};
+use super::snapshot_table::Damage;
 use super::{Core, header, refcount};
 use crate::format::{CheckReport, Progress, Repair};
 use crate::graph::{IoBuf, read_table};
@@ -229,9 +230,6 @@ impl Check<'_> {
         self.add_l1(&active, true, 1, &mut tables);
         drop(active);
         self.add_snapshots(&mut tables).await?;
-        for finding in core.snapshot_damage.borrow().findings() {
-            self.corrupt(finding);
-        }
         self.add_bytes(header.snapshots_offset, core.snapshot_table_len.get(), 1);
         if let Some((at, len)) = header.crypt_area() {
             self.add_table("the encryption header", at, len);
@@ -403,7 +401,8 @@ impl Core {
         careful: bool,
         progress: &Progress,
     ) -> Result<(CheckReport, bool), Error> {
-        if !self.info.read_only {
+        let idle = self.alloc.pending.borrow().is_empty() && self.alloc.lost.borrow().is_empty();
+        if !self.info.read_only && (self.commits.changed.get() || !idle) {
             self.settle().await?;
         }
         let mut check = self.new_check();
@@ -477,15 +476,26 @@ impl Core {
         careful: bool,
         progress: &Progress,
     ) -> Result<CheckReport, Error> {
-        let (mut report, mut doubtful) = self.check_counts(repair, careful, progress).await?;
-        let damage = self.snapshot_damage.borrow().findings().len() as u64;
-        if damage > 0 && repair == Repair::All && !careful {
+        let damage = match careful {
+            true => Damage::default(),
+            false => self.snapshot_damage.borrow().clone(),
+        };
+        // What belongs to snapshots that only a repair of everything removes is no leak before that.
+        let of_counts = match repair {
+            Repair::Leaks if damage.refusal().is_some() => Repair::No,
+            other => other,
+        };
+        let (mut report, mut doubtful) = self.check_counts(of_counts, careful, progress).await?;
+        let findings = damage.findings();
+        report.corruptions += findings.len() as u64;
+        findings.iter().for_each(|f| report.say(f));
+        if !findings.is_empty() && repair == Repair::All {
             // The counts are right now, which a new table's place goes by; what has fallen off is not in use any more.
             self.mend_snapshots().await?;
             let (again, more) = self.check_counts(repair, careful, progress).await?;
             doubtful |= more;
             report.corruptions += again.corruptions;
-            report.corruptions_fixed += damage + again.corruptions_fixed;
+            report.corruptions_fixed += findings.len() as u64 + again.corruptions_fixed;
             report.leaks += again.leaks;
             report.leaks_fixed += again.leaks_fixed;
             report.image_end = again.image_end;

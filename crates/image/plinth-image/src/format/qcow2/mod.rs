@@ -268,6 +268,10 @@ impl Core {
         if header.incompatible & header::CORRUPT != 0 {
             return Ok(());
         }
+        // Open for a check; nothing is written before that has mended it.
+        if let Some(why) = self.snapshot_damage.borrow().refusal() {
+            return Err(Error::corrupt(&self.info.name, why));
+        }
         let unknown = header.autoclear & !(header::BITMAPS | header::DATA_FILE_RAW);
         let stale_bitmaps =
             header.autoclear & header::BITMAPS == 0 && header.extension(header::EXT_BITMAPS).is_some();
@@ -289,7 +293,8 @@ impl Core {
             return Err(Error::corrupt(&self.info.name, why));
         }
         self.file.flush().await?;
-        self.trim().await
+        // What is in use and counted as free would be cut off.
+        if report.is_clean() { self.trim().await } else { Ok(()) }
     }
 
     /// True for version 3, which has notes of zeros and feature bits.
@@ -471,7 +476,10 @@ impl Image for Qcow2 {
             let report = self.core.check_all(repair, progress).await?;
             if repair != Repair::No {
                 self.core.file.flush().await?;
-                self.core.trim().await?;
+                // What is in use and counted as free would be cut off.
+                if report.is_clean() {
+                    self.core.trim().await?;
+                }
             }
             Ok(report)
         })

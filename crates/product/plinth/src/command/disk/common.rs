@@ -163,7 +163,11 @@ fn print_options(format: Format) -> Result<()> {
 
 /// Writes to standard output. A reader that is gone has seen enough.
 pub fn print(text: &str) -> Result<()> {
-    match std::io::stdout().lock().write_all(printable(text).as_bytes()) {
+    put(&printable(text))
+}
+
+fn put(text: &str) -> Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Failure::from_error(Code::Failed, "cannot write to standard output", &e))
         }
@@ -174,7 +178,7 @@ pub fn print(text: &str) -> Result<()> {
 /// Prints a result: as a JSON value or as text.
 pub fn result(global: &Global, value: &serde_json::Value, text: &str) -> Result<()> {
     match global.output {
-        OutputFormat::Json => print(&format!("{value:#}\n")),
+        OutputFormat::Json => put(&format!("{value:#}\n")),
         OutputFormat::Text => print(text),
     }
 }

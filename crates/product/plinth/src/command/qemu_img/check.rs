@@ -9,7 +9,7 @@ use super::json::pretty;
 use super::names::{cache, json_wanted, qemu_name};
 use super::open::{How, how, image};
 use super::refusal::in_qemus_words;
-use super::{Exit, Result, block_on, reason, say};
+use super::{Exit, Result, block_on, put, reason, say};
 use crate::printable::printable;
 
 fn text(r: &CheckReport) -> String {
@@ -136,7 +136,7 @@ pub fn run(args: Vec<String>) -> Result {
             image.close().await.map_err(explain)?;
         }
         if json {
-            say(&format!("{}\n", pretty(&value(&report, name, qemu_name(image.format()), fixed))))?;
+            put(&format!("{}\n", pretty(&value(&report, name, qemu_name(image.format()), fixed))))?;
         } else if !quiet {
             say(&text(&report))?;
         }

@@ -9,7 +9,7 @@ use super::getopt::parse;
 use super::json::{human, pretty};
 use super::names::{json_wanted, qemu_name, show_size};
 use super::open::{How, how, image, link_of, path, shown, trust};
-use super::{Exit, Result, block_on, reason, say, snapshot};
+use super::{Exit, Result, block_on, put, reason, say, snapshot};
 
 /// Images above each other that are shown at most.
 const MAX_CHAIN: usize = 256;
@@ -202,7 +202,7 @@ pub fn run(args: Vec<String>) -> Result {
     })?;
     if json {
         let whole = if chain { Value::Array(all) } else { all.into_iter().next().unwrap_or_default() };
-        return say(&format!("{}\n", pretty(&whole)));
+        return put(&format!("{}\n", pretty(&whole)));
     }
     say(&all.iter().map(|v| text(v, 0)).collect::<Vec<_>>().join("\n"))
 }

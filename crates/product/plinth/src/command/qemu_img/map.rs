@@ -14,7 +14,7 @@ use super::json::pretty;
 use super::names::{json_wanted, known_format, number, qemu_name};
 use super::open::{How, how, image, path, trust};
 use super::options::{collect, sort};
-use super::{Exit, Result, block_on, reason, say};
+use super::{Exit, Result, block_on, put, reason, say};
 
 impl From<plinth_image::Error> for Exit {
     fn from(e: plinth_image::Error) -> Self {
@@ -215,7 +215,7 @@ pub fn measure(args: Vec<String>) -> Result {
         if let Some(bytes) = bitmaps {
             value["bitmaps"] = bytes.into();
         }
-        return say(&format!("{}\n", pretty(&value)));
+        return put(&format!("{}\n", pretty(&value)));
     }
     let mut text =
         format!("required size: {}\nfully allocated size: {}\n", measured.required, measured.fully_allocated);
