@@ -401,8 +401,8 @@ impl Core {
         careful: bool,
         progress: &Progress,
     ) -> Result<(CheckReport, bool), Error> {
-        let idle = self.alloc.pending.borrow().is_empty() && self.alloc.lost.borrow().is_empty();
-        if !self.info.read_only && (self.commits.changed.get() || !idle) {
+        // With such a table nothing has been written yet, and nothing is.
+        if !self.info.read_only && self.snapshot_damage.borrow().refusal().is_none() {
             self.settle().await?;
         }
         let mut check = self.new_check();

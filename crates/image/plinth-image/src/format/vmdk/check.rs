@@ -373,15 +373,13 @@ async fn write_copy(e: &SparseExtent, n: u64) -> Result<(), Error> {
 
 /// Entries that cannot be right get the copy's, or nothing; grains that share space get their own.
 async fn mend(e: &SparseExtent, scan: &mut Scan) -> Result<(), Error> {
-    let grain = e.grain();
     e.begin().await?;
     for (number, fix) in scan.fixes.drain(..) {
         let entry = match fix {
             Fix::Entry(entry) => entry,
             Fix::Copy(from) => {
-                let data = e.file.read(from, IoBuf::new(grain as usize)).await?;
                 let at = e.allocate(1).await?;
-                e.file.write(at, data.freeze()).await?;
+                e.copy_grain(from, at).await?;
                 (at / SECTOR) as u32
             }
         };
@@ -435,8 +433,7 @@ async fn close_gaps(e: &SparseExtent, scan: &Scan, gaps: &[u64], end: u64) -> Re
         }
     }
     for (number, from, to) in owners {
-        let data = e.file.read(from, IoBuf::new(grain as usize)).await?;
-        e.file.write(to, data.freeze()).await?;
+        e.copy_grain(from, to).await?;
         e.pending.borrow_mut().insert(number, (to / SECTOR) as u32);
     }
     e.flush().await?;

@@ -17,6 +17,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::rc::Rc;
 
 use async_lock::Mutex;
@@ -37,6 +38,8 @@ const MAX_PENDING: usize = 8192;
 const RESERVE: u64 = 16 << 20;
 /// Grains that one question about status looks at.
 pub const LOOK_AHEAD: u64 = 1 << 16;
+/// Bytes of a grain that are copied at once; grains may have a GiB.
+const AT_ONCE: u64 = 1 << 20;
 
 /// The image below an extent.
 #[derive(Clone, Copy)]
@@ -486,13 +489,7 @@ impl SparseExtent {
             for (from, to) in [(first * grain, run.at), (end, last * grain)] {
                 let to = to.min(self.geometry.borrow().capacity);
                 if from < to {
-                    writes.push(Box::pin(async move {
-                        let copy = below.read(from, IoBuf::new((to - from) as usize)).await?;
-                        if is_zero(&copy) {
-                            return Ok(());
-                        }
-                        self.file.write(at + (from - first * grain), copy.freeze()).await
-                    }));
+                    writes.push(Box::pin(self.fill_from(below, from..to, at + (from - first * grain))));
                 }
             }
         }
@@ -501,6 +498,29 @@ impl SparseExtent {
         let mut pending = self.pending.borrow_mut();
         for n in 0..last - first {
             pending.insert(first + n, ((at + n * grain) / SECTOR) as u32);
+        }
+        Ok(())
+    }
+
+    /// Copies what is below to new grains, which read as zeros.
+    async fn fill_from(&self, below: Below<'_>, range: Range<u64>, to: u64) -> Result<(), Error> {
+        for from in range.clone().step_by(AT_ONCE as usize) {
+            let n = AT_ONCE.min(range.end - from);
+            let copy = below.read(from, IoBuf::new(n as usize)).await?;
+            if !is_zero(&copy) {
+                self.file.write(to + (from - range.start), copy.freeze()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies a grain to another place in the file.
+    pub async fn copy_grain(&self, from: u64, to: u64) -> Result<(), Error> {
+        let grain = self.grain();
+        for at in (0..grain).step_by(AT_ONCE as usize) {
+            let n = AT_ONCE.min(grain - at);
+            let data = self.file.read(from + at, IoBuf::new(n as usize)).await?;
+            self.file.write(to + at, data.freeze()).await?;
         }
         Ok(())
     }
