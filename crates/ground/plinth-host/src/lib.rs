@@ -1,5 +1,5 @@
 //! The host's system calls that have no safe wrapper elsewhere, and what is built directly on them: locks on open
-//! files, buffers for I/O, asynchronous I/O.
+//! files, buffers for I/O, asynchronous I/O, what the page cache has.
 
 #[allow(unsafe_code)] // System calls of io_uring and their memory.
 pub mod aio;
@@ -9,3 +9,5 @@ pub mod buffer;
 pub mod event;
 #[allow(unsafe_code)] // Open-file-description locks have no safe wrapper.
 pub mod file_lock;
+#[allow(unsafe_code)] // cachestat has no wrapper.
+pub mod page_cache;

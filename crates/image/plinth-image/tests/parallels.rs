@@ -227,6 +227,21 @@ fn bundles_are_read_and_written_through_their_snapshots() {
         assert!(image.check(Repair::No, &Progress::default()).await.unwrap().is_clean());
         drop(image);
         written_to(&path, &mut want).await;
+        // The last part grows, over what its image may have behind it.
+        let plain = std::fs::OpenOptions::new().append(true).open(dir.path().join("plain.hds"));
+        std::io::Write::write_all(&mut plain.unwrap(), &[9; 4096]).unwrap();
+        let image = open_it(&path).await.unwrap();
+        assert_eq!(image.resize(4096).await.unwrap_err().kind, ErrorKind::Unsupported);
+        want.resize(want.len() + (100 << 20), 0);
+        image.resize(want.len() as u64).await.unwrap();
+        image.write(want.len() as u64 - 512, IoData::copy_of(&[8; 512])).await.unwrap();
+        want.last_chunk_mut::<512>().unwrap().fill(8);
+        assert!(image.read(0, IoBuf::new(want.len())).await.unwrap()[..] == want);
+        image.close().await.unwrap();
+        drop(image);
+        let image = open_it(&path).await.unwrap();
+        assert!(image.read(0, IoBuf::new(want.len())).await.unwrap()[..] == want);
+        drop(image);
         for (from, to, kind) in [
             ("top.hds", "../top.hds", ErrorKind::NotFound),
             ("plain.hds", "/etc/passwd", ErrorKind::Denied),

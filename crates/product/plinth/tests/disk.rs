@@ -537,6 +537,13 @@ fn a_disk_of_parallels_is_a_folder() {
     does(dir, &["disk", "convert", "p.hdd", "back.raw"]);
     assert!(fs::read(dir.join("back.raw")).unwrap() == bytes);
     does(dir, &["disk", "check", "p.hdd"]);
+    let size = fs::metadata(dir.join("d.raw")).unwrap().len();
+    does(dir, &["disk", "resize", "p.hdd", "+3M"]);
+    does(dir, &["disk", "resize", "d.raw", "+3M"]);
+    assert_eq!(json(dir, &["info", "p.hdd"])["size"], size + (3 << 20));
+    does(dir, &["disk", "compare", "p.hdd", "d.raw"]);
+    does(dir, &["disk", "check", "p.hdd"]);
+    fails(dir, &["disk", "resize", "p.hdd", "1M", "--shrink"], 1, &["smaller"]);
     fails(dir, &["disk", "convert", "d.raw", "p.hdd"], 2, &["there already"]);
     does(dir, &["disk", "create", "p.hdd", "1G", "--force"]);
     assert_eq!(json(dir, &["info", "p.hdd"])["size"], 1 << 30);

@@ -212,8 +212,14 @@ pub const JOBS: &[Job] = &[
         "measure -f qcow2 -O qcow2 {big}",
     )
     .short(),
-    job("big-info", "info of qcow2, 1 TiB, 100 GiB allocated", 2.0, "disk info {big}", "info -f qcow2 {big}")
-        .short(),
+    job(
+        "big-info",
+        "info of qcow2, 1 TiB, 100 GiB allocated",
+        2.0,
+        "disk info --format qcow2 {big}",
+        "info -f qcow2 {big}",
+    )
+    .short(),
     job(
         "raw-reads",
         "4 KiB reads, raw, depth 32, page cache",
@@ -228,6 +234,14 @@ pub const JOBS: &[Job] = &[
         1.0,
         "disk bench --format raw --count 65000 --depth 32 --step 68K {fullraw}",
         "bench -f raw -t none -i io_uring -c 65000 -d 32 -S 69632 {fullraw}",
+    )
+    .short(),
+    job(
+        "device-reads",
+        "1 MiB reads, raw, depth 8, O_DIRECT: 1 GiB",
+        1.0,
+        "disk bench --format raw --count 1024 --depth 8 --size 1M {fullraw}",
+        "bench -f raw -t none -i io_uring -c 1024 -d 8 -s 1048576 {fullraw}",
     )
     .short(),
     job(

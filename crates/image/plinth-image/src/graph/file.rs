@@ -1,13 +1,14 @@
 //! A file or block device of the host.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use plinth_host::aio;
+use plinth_host::{aio, page_cache};
 use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
@@ -26,7 +27,15 @@ pub enum Cache {
     Cached,
     /// Requests go to the disk itself (`O_DIRECT`), if the file system can do that.
     Direct,
+    /// For what is read once: what is in it is used, and large reads of what is not go to the disk itself, and leave
+    /// it as it is. That takes less of the CPU and does not push out what others need. Files open for writing have
+    /// it as with `Cached`.
+    Spared,
 }
+
+/// Bytes of a read that is large, for [`Cache::Spared`]: smaller ones gain from what the host reads ahead, which is then
+/// what larger ones find in the cache.
+const LARGE: usize = 16 << 10;
 
 /// How to open a file.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +61,8 @@ pub struct FileNode {
     reach: Cell<u64>,
     device: bool,
     direct: bool,
+    /// The same file past the page cache, with [`Cache::Spared`].
+    past: RefCell<Option<Arc<File>>>,
     /// Writes under way, with `direct`: one that is not aligned reads, changes and writes whole blocks.
     writes: RangeLocks,
     /// Operations that this file's system does not have, found out by trying.
@@ -90,9 +101,17 @@ impl FileNode {
                 }
                 Err(e) => return Err(failed(e)),
             },
-            Cache::Cached => (open(false).map_err(failed)?, false),
+            Cache::Cached | Cache::Spared => (open(false).map_err(failed)?, false),
         };
-        Self::new(path, file, direct, options)
+        let node = Self::new(path, file, direct, options)?;
+        if options.cache == Cache::Spared && options.read_only {
+            // Where this cannot be had, the cache does it all.
+            let own = format!("/proc/self/fd/{}", node.file.as_raw_fd());
+            let flags = (OFlags::DIRECT | OFlags::NONBLOCK).bits() as i32;
+            let past = File::options().read(true).custom_flags(flags).open(own);
+            *node.past.borrow_mut() = past.ok().map(Arc::new);
+        }
+        Ok(node)
     }
 
     /// Creates a file, which must not exist, and locks it.
@@ -141,6 +160,7 @@ impl FileNode {
             reach: Cell::new(size),
             device: kind.is_block_device(),
             direct,
+            past: RefCell::default(),
             writes: RangeLocks::default(),
             lacks_zero: Cell::new(false),
             lacks_hole: Cell::new(false),
@@ -164,7 +184,6 @@ impl FileNode {
     /// # Errors
     /// As readlink(2).
     pub fn real_path(&self) -> Result<PathBuf, Error> {
-        use std::os::fd::AsRawFd;
         std::fs::read_link(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
             .map_err(|e| self.failed("find", e))
     }
@@ -196,8 +215,44 @@ impl FileNode {
         !self.direct || (offset | memory.len() as u64 | memory.as_ptr() as u64).is_multiple_of(DIRECT_BLOCK)
     }
 
+    /// The file to read from past the page cache, if that is how this range is to be read.
+    fn past(&self, offset: u64, len: usize) -> Option<Arc<File>> {
+        let past = self.past.borrow().clone().filter(|_| len >= LARGE)?;
+        match page_cache::cached(self.file.as_fd(), offset, len as u64) {
+            Ok(cached) => (cached.all < len as u64 / 2 && cached.unwritten == 0).then_some(past),
+            // Not to be known here.
+            Err(_) => {
+                *self.past.borrow_mut() = None;
+                None
+            }
+        }
+    }
+
+    /// Reads past the page cache; gives the buffer back where that does not work.
+    async fn read_past(&self, past: &Arc<File>, offset: u64, buf: IoBuf) -> Result<IoBuf, IoBuf> {
+        let skip = (offset % DIRECT_BLOCK) as usize;
+        let len = buf.len();
+        let whole = (skip + len).next_multiple_of(DIRECT_BLOCK as usize);
+        let aligned = whole == len && (buf.as_ptr() as u64).is_multiple_of(DIRECT_BLOCK);
+        let (mut out, blocks) = if aligned { (None, buf) } else { (Some(buf), IoBuf::new(whole)) };
+        let (n, blocks) = aio::read(past, offset - skip as u64, blocks).await;
+        let enough = n.is_ok_and(|n| n >= skip + len);
+        if let Some(out) = out.as_mut().filter(|_| enough) {
+            out.copy_from_slice(&blocks[skip..skip + len]);
+        }
+        let buf = out.unwrap_or(blocks);
+        if enough { Ok(buf) } else { Err(buf) }
+    }
+
     /// Reads what there is; zeros behind the file's end.
     async fn read_plain(&self, offset: u64, mut buf: IoBuf) -> Result<IoBuf, Error> {
+        if let Some(past) = self.past(offset, buf.len()) {
+            match self.read_past(&past, offset, buf).await {
+                Ok(buf) => return Ok(buf),
+                // The file's end, or an error, which the cache has then too.
+                Err(back) => buf = back,
+            }
+        }
         let (n, back) = aio::read(&self.file, offset, buf).await;
         buf = back;
         let mut done = match n {
@@ -502,7 +557,7 @@ mod tests {
     #[test]
     fn both_caches_read_what_was_written_at_any_offset() {
         let dir = tempfile::tempdir().unwrap();
-        for cache in [Cache::Cached, Cache::Direct] {
+        for cache in [Cache::Cached, Cache::Direct, Cache::Spared] {
             let path = dir.path().join(format!("{cache:?}"));
             block_on(async {
                 let node = FileNode::create(&path, cache).unwrap();
@@ -527,6 +582,37 @@ mod tests {
                 assert_eq!(e.kind, ErrorKind::Busy);
             });
         }
+    }
+
+    #[test]
+    fn large_reads_leave_the_page_cache_as_it_is() {
+        const SIZE: usize = (3 << 20) + 700;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d");
+        let all: Vec<u8> = (0..SIZE).map(|n| (n / 256 * 7 + n) as u8).collect();
+        std::fs::write(&path, &all).unwrap();
+        let file = File::open(&path).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let options = FileOptions { read_only: true, cache: Cache::Spared, ..FileOptions::default() };
+        let node = FileNode::open(&path, &options).unwrap();
+        let cached = || page_cache::cached(file.as_fd(), 0, SIZE as u64).map(|c| c.all);
+        block_on(async {
+            let spares = node.past.borrow().is_some() && cached().is_ok_and(|n| n == 0);
+            for (at, len) in [(0, 1 << 20), (513, 1 << 20), (1 << 20, 200_001), (SIZE - LARGE, LARGE)] {
+                let read = node.read(at as u64, IoBuf::new(len)).await.unwrap();
+                assert!(read[..] == all[at..at + len], "{len} bytes at {at}");
+            }
+            if spares {
+                assert_eq!(cached().unwrap(), 0);
+            }
+            // Behind the end are zeros; what is in the cache is taken from there.
+            let read = node.read(SIZE as u64 - 600_000, IoBuf::new(1 << 20)).await.unwrap();
+            assert!(read[..600_000] == all[SIZE - 600_000..] && super::super::is_zero(&read[600_000..]));
+            node.read(0, IoBuf::new(4096)).await.unwrap();
+            std::fs::write(&path, vec![9; SIZE]).unwrap();
+            assert!(node.read(0, IoBuf::new(1 << 20)).await.unwrap().iter().all(|&b| b == 9));
+        });
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! written whole, with what is below around the new data; and as the format has no mark for zeros that hide what is
 //! below, zeros are written as data there, and nothing is ever given back.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use roxmltree::{Document, Node as Xml, ParsingOptions};
@@ -36,15 +37,19 @@ pub fn main_name(folder: &str) -> String {
     format!("{folder}.0.{TOP}.hds")
 }
 
-/// Describes a disk of one image.
-pub fn descriptor(size: u64, cluster: u64, image: &str) -> String {
-    let sectors = size / SECTOR;
-    // The three have to give the size exactly; guests do not see them any more.
+/// Cylinders, heads and sectors, which have to give the size exactly; guests do not see them any more.
+fn geometry(sectors: u64) -> (u64, u64, u64) {
     let (heads, per_track) = [(16, 63), (16, 32), (16, 1)]
         .into_iter()
         .find(|(h, s)| sectors.is_multiple_of(h * s))
         .unwrap_or((1, 1));
-    let cylinders = sectors / (heads * per_track);
+    (sectors / (heads * per_track), heads, per_track)
+}
+
+/// Describes a disk of one image.
+pub fn descriptor(size: u64, cluster: u64, image: &str) -> String {
+    let sectors = size / SECTOR;
+    let (cylinders, heads, per_track) = geometry(sectors);
     let (image, block) = (escape(image), cluster / SECTOR);
     format!(
         r#"<?xml version="1.0" encoding="UTF-8"?>
@@ -110,7 +115,7 @@ impl Layer {
 /// A part of the disk, and its images, the newest first.
 struct Part {
     start: u64,
-    end: u64,
+    end: Cell<u64>,
     layers: Vec<Layer>,
     /// Clusters that the newest image is just given.
     locks: RangeLocks,
@@ -119,7 +124,9 @@ struct Part {
 /// A disk of several images.
 pub struct Bundle {
     info: NodeInfo,
-    size: u64,
+    /// The descriptor.
+    file: NodeRef,
+    size: Cell<u64>,
     parts: Vec<Part>,
     snapshots: Vec<String>,
 }
@@ -169,8 +176,7 @@ fn chain(root: Xml<'_, '_>) -> Result<Vec<String>, String> {
 }
 
 fn plan(text: &str) -> Result<(u64, Vec<Plan>, Vec<String>), String> {
-    let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_ELEMENTS, ..ParsingOptions::default() };
-    let document = Document::parse_with_options(text, options).map_err(|e| e.to_string())?;
+    let document = parse(text)?;
     let root = document.root_element();
     let parameters = child(root, "Disk_Parameters")?;
     let size = sectors(parameters, "Disk_size")?;
@@ -217,6 +223,56 @@ fn plan(text: &str) -> Result<(u64, Vec<Plan>, Vec<String>), String> {
     Ok((size, plans, chain))
 }
 
+fn parse(text: &str) -> Result<Document<'_>, String> {
+    let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_ELEMENTS, ..ParsingOptions::default() };
+    Document::parse_with_options(text, options).map_err(|e| e.to_string())
+}
+
+/// The descriptor of the same disk, grown in its last part.
+fn resized(text: &str, size: u64) -> Result<String, String> {
+    let document = parse(text)?;
+    let root = document.root_element();
+    let parameters = child(root, "Disk_Parameters")?;
+    let parts = child(root, "StorageData")?.children().filter(|n| n.has_tag_name("Storage"));
+    let last = parts.max_by_key(|n| sectors(*n, "Start").unwrap_or(0)).ok_or("it has no parts")?;
+    let (cylinders, heads, per_track) = geometry(size / SECTOR);
+    let mut changes = Vec::new();
+    for (of, name, value, wanted) in [
+        (parameters, "Disk_size", size / SECTOR, true),
+        (parameters, "Cylinders", cylinders, false),
+        (parameters, "Heads", heads, false),
+        (parameters, "Sectors", per_track, false),
+        (last, "End", size / SECTOR, true),
+    ] {
+        match child(of, name).ok().and_then(|n| n.first_child()).filter(|n| n.is_text()) {
+            Some(old) => changes.push((old.range(), value)),
+            None if wanted => return Err(format!("'{name}' is missing")),
+            None => {}
+        }
+    }
+    changes.sort_by_key(|c| std::cmp::Reverse(c.0.start));
+    let mut new = text.to_owned();
+    for (range, value) in changes {
+        new.replace_range(range, &value.to_string());
+    }
+    // White space may follow, so that the file need not become shorter.
+    while new.len() < text.len() {
+        new.push('\n');
+    }
+    match plan(&new)? {
+        (now, ..) if now == size => Ok(new),
+        (now, ..) => Err(format!("it would say {now} bytes")),
+    }
+}
+
+async fn read_text(file: &dyn Node) -> Result<String, String> {
+    if file.size() > MAX_BYTES {
+        return Err(format!("it has {} bytes, more than any honest one", file.size()));
+    }
+    let bytes = file.read(0, IoBuf::new(file.size() as usize)).await.map_err(|e| e.to_string())?;
+    String::from_utf8(bytes.to_vec()).map_err(|_| "it is not UTF-8".to_owned())
+}
+
 /// Opens the disk that a descriptor describes.
 ///
 /// # Errors
@@ -227,12 +283,8 @@ pub async fn open(file: NodeRef, links: &dyn Links, read_only: bool) -> Result<B
         let kind = if why.contains("not supported") { ErrorKind::Unsupported } else { ErrorKind::Corrupt };
         Error::new(kind, format!("cannot use the description '{name}'"), why)
     };
-    if file.size() > MAX_BYTES {
-        return Err(refused(format!("it has {} bytes, more than any honest one", file.size())));
-    }
-    let bytes = file.read(0, IoBuf::new(file.size() as usize)).await?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| refused("it is not UTF-8".to_owned()))?;
-    let (size, plans, snapshots) = plan(text).map_err(refused)?;
+    let text = read_text(&*file).await.map_err(refused)?;
+    let (size, plans, snapshots) = plan(&text).map_err(refused)?;
     let mut parts = Vec::new();
     for Plan { start, end, images } in plans {
         let over = images.len() > 1;
@@ -261,11 +313,12 @@ pub async fn open(file: NodeRef, links: &dyn Links, read_only: bool) -> Result<B
             }
             layers.push(layer);
         }
-        parts.push(Part { start, end, layers, locks: RangeLocks::default() });
+        parts.push(Part { start, end: Cell::new(end), layers, locks: RangeLocks::default() });
     }
     let blocks = parts.iter().map(|p| p.layers[0].node().info().block);
     let block = blocks.max().unwrap_or(0).max(SECTOR as u32);
-    Ok(Bundle { info: NodeInfo { name, read_only, block }, size, parts, snapshots })
+    let info = NodeInfo { name, read_only, block };
+    Ok(Bundle { info, file, size: Cell::new(size), parts, snapshots })
 }
 
 /// Where bytes are.
@@ -349,7 +402,7 @@ impl Part {
                 continue;
             }
             let start = at / cluster * cluster;
-            let end = (start + cluster).min(self.end - self.start);
+            let end = (start + cluster).min(self.end.get() - self.start);
             let n = (end - at).min(len - done);
             let _alone = self.locks.lock(start..end, true).await;
             // Somebody else may have written it meanwhile.
@@ -374,10 +427,10 @@ impl Part {
 impl Bundle {
     /// Parts of the disk that a range is in: the part, the byte in it, and the bytes of the range before and in it.
     fn split(&self, offset: u64, len: u64) -> impl Iterator<Item = (&Part, u64, u64, u64)> {
-        let first = self.parts.partition_point(|p| p.end <= offset);
+        let first = self.parts.partition_point(|p| p.end.get() <= offset);
         self.parts[first..].iter().take_while(move |p| p.start < offset + len).map(move |p| {
             let from = offset.max(p.start);
-            (p, from - p.start, from - offset, p.end.min(offset + len) - from)
+            (p, from - p.start, from - offset, p.end.get().min(offset + len) - from)
         })
     }
 }
@@ -388,7 +441,7 @@ impl Node for Bundle {
     }
 
     fn size(&self) -> u64 {
-        self.size
+        self.size.get()
     }
 
     fn read(&self, offset: u64, mut buf: IoBuf) -> Io<'_, IoBuf> {
@@ -470,10 +523,37 @@ impl Node for Bundle {
     }
 
     fn resize(&self, size: u64) -> Io<'_, ()> {
-        let doing = format!("cannot resize '{}' to {size} bytes", self.info.name);
-        let why =
-            "the size of a Parallels bundle is in its description, and its parts have theirs: convert it";
-        Box::pin(async move { Err(Error::new(ErrorKind::Unsupported, doing, why)) })
+        Box::pin(async move {
+            check_write(self, 0, 0)?;
+            let refused = |kind, why: String| {
+                let doing = format!("cannot resize '{}' to {size} bytes", self.info.name);
+                Error::new(kind, doing, why)
+            };
+            let old = self.size.get();
+            if size < old {
+                return Err(refused(
+                    ErrorKind::Unsupported,
+                    "a Parallels disk cannot be made smaller".to_owned(),
+                ));
+            }
+            let Some(last) = self.parts.last().filter(|p| p.layers.len() == 1) else {
+                let why = "it has snapshots, which keep the size that they have: convert it";
+                return Err(refused(ErrorKind::Unsupported, why.to_owned()));
+            };
+            let wrong = |why| refused(ErrorKind::Corrupt, why);
+            let text = resized(&read_text(&*self.file).await.map_err(wrong)?, size).map_err(wrong)?;
+            // An image may be longer than its part, with anything there, and not shorter.
+            let (image, len) = (last.layers[0].node(), old - last.start);
+            let behind = image.size().min(size - last.start).saturating_sub(len);
+            image.write_zeroes(len, behind, true).await?;
+            image.resize(image.size().max(size - last.start)).await?;
+            image.flush().await?;
+            self.file.write(0, IoData::copy_of(text.as_bytes())).await?;
+            self.file.flush().await?;
+            last.end.set(size);
+            self.size.set(size);
+            Ok(())
+        })
     }
 
     fn close(&self) -> Io<'_, ()> {

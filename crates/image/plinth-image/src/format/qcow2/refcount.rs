@@ -190,14 +190,15 @@ mod tests {
 
     #[test]
     fn counts_of_every_width() {
+        let value = |i: usize| (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         for order in 0..=6 {
             let mut bytes = vec![0; 128];
             let n = (128 * 8) >> order;
             for i in 0..n {
-                set(&mut bytes, order, i, (i as u64 * 0x9e37_79b9_7f4a_7c15) & max(order));
+                set(&mut bytes, order, i, value(i) & max(order));
             }
             for i in 0..n {
-                assert_eq!(get(&bytes, order, i), (i as u64 * 0x9e37_79b9_7f4a_7c15) & max(order));
+                assert_eq!(get(&bytes, order, i), value(i) & max(order));
             }
         }
         let mut bytes = [0; 2];

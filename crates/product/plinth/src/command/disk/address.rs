@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use plinth_image::format::{Format, OpenOptions, Opened, open, open_node};
-use plinth_image::graph::{FileNode, FileOptions, HttpNode, Keep, NodeRef, OverlayNode};
+use plinth_image::graph::{Cache, FileNode, FileOptions, HttpNode, Keep, NodeRef, OverlayNode};
 use plinth_image::ovf::Package;
 use plinth_nbd::client;
 use plinth_nbd::uri::Uri;
@@ -39,17 +39,17 @@ pub async fn open_source(path: &Path, options: &OpenOptions) -> Result<Opened> {
     open(path, options).await.map_err(failed)
 }
 
-/// Opens the image that a command reads or changes: at a path or an address, or a disk inside of a package.
-pub async fn open_any(
-    path: &Path,
-    args: &OpenArgs,
-    format: Option<Format>,
-    read_only: bool,
-) -> Result<Opened> {
-    open_with(path, args.disk.as_deref(), &open_options(args, format, read_only)?).await
+/// How to open what is read once, from its start to its end.
+fn read_once(args: &OpenArgs, format: Option<Format>) -> Result<OpenOptions> {
+    Ok(OpenOptions { cache: Cache::Spared, ..open_options(args, format, true)? })
 }
 
-/// As [`open_any`]; `disk` is the one of a package that is meant.
+/// Opens an image that a command reads all of: at a path or an address, or a disk inside of a package.
+pub async fn open_any(path: &Path, args: &OpenArgs, format: Option<Format>) -> Result<Opened> {
+    open_with(path, args.disk.as_deref(), &read_once(args, format)?).await
+}
+
+/// Opens an image: at a path or an address, or a disk inside of a package; `disk` is the one that is meant.
 pub async fn open_with(path: &Path, disk: Option<&str>, options: &OpenOptions) -> Result<Opened> {
     let text = path.to_str().unwrap_or_default();
     if options.format.is_none()
@@ -76,19 +76,14 @@ pub async fn open_with(path: &Path, disk: Option<&str>, options: &OpenOptions) -
 }
 
 /// As [`open_any`], for one of two images: only one of them may be a package.
-pub async fn open_either(
-    path: &Path,
-    args: &OpenArgs,
-    format: Option<Format>,
-    read_only: bool,
-) -> Result<Opened> {
+pub async fn open_either(path: &Path, args: &OpenArgs, format: Option<Format>) -> Result<Opened> {
     let disk = args.disk.as_deref().filter(|_| Package::is_name(path));
     let mut args = args.clone();
     // Neither is a header that of both.
     if format.is_some_and(|f| f != Format::Luks) {
         args.header = None;
     }
-    open_with(path, disk, &open_options(&args, format, read_only)?).await
+    open_with(path, disk, &read_once(&args, format)?).await
 }
 
 /// Opens the disk of a package that has this name.

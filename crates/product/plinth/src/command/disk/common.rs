@@ -21,7 +21,7 @@ use plinth_image::graph::{Cache, FileNode, FileOptions, NodeRef};
 use plinth_image::{Error, ErrorKind};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::address::open_any;
+use super::address::open_with;
 use crate::cli::disk_tool::{ImageArgs, NewArgs, OpenArgs};
 use crate::cli::{Global, OutputFormat};
 use crate::failure::{Code, Failure, Result};
@@ -103,7 +103,7 @@ pub fn open_options(args: &OpenArgs, format: Option<Format>, read_only: bool) ->
 
 /// Opens the image of a command.
 pub async fn open_image(args: &ImageArgs, read_only: bool) -> Result<Opened> {
-    open_any(&args.path, &args.open, args.format, read_only).await
+    open_with(&args.path, args.open.disk.as_deref(), &open_options(&args.open, args.format, read_only)?).await
 }
 
 /// A format by the ending of a name.

@@ -13,8 +13,8 @@ use crate::failure::{Code, Failure, Result};
 
 pub fn run(args: &CompareArgs, global: &Global) -> Result<ExitCode> {
     let compared = with_progress("comparing", async |progress| {
-        let a = open_either(&args.first, &args.open, args.first_format, true).await?;
-        let b = open_either(&args.second, &args.open, args.second_format, true).await?;
+        let a = open_either(&args.first, &args.open, args.first_format).await?;
+        let b = open_either(&args.second, &args.open, args.second_format).await?;
         let options = CompareOptions { strict: args.strict };
         job::compare(&*a.image, &*b.image, options, progress).await.map_err(failed)
     });

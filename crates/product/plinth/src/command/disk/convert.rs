@@ -66,7 +66,7 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<ExitCode> {
     let done = with_progress("converting", async |progress| {
         let mut nodes: Vec<NodeRef> = Vec::new();
         for path in sources {
-            let opened = open_any(path, &args.open, args.from, true).await?;
+            let opened = open_any(path, &args.open, args.from).await?;
             nodes.push(match &args.snapshot {
                 None => opened.image,
                 Some(name) => {
@@ -115,7 +115,7 @@ pub fn dd(args: &DdArgs, global: &Global) -> Result<ExitCode> {
     let Some(options) = new_options(&args.new.options, format)? else { return Ok(ExitCode::SUCCESS) };
     let start = Instant::now();
     let done = with_progress("copying", async |progress| {
-        let opened = open_any(&args.source, &args.open, args.from, true).await?;
+        let opened = open_any(&args.source, &args.open, args.from).await?;
         let source: Rc<_> = opened.image;
         let from = args.skip.map_or(0, |s| s.0);
         if from > source.size() {

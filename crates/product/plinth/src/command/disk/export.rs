@@ -119,7 +119,7 @@ pub fn run(args: &ExportArgs, global: &Global) -> Result<ExitCode> {
         let mut nodes: Vec<Option<NodeRef>> = Vec::new();
         for path in sources {
             if args.from.is_some() || !Package::is_name(path) || args.open.disk.is_some() {
-                nodes.push(Some(open_any(path, &args.open, args.from, true).await?.image));
+                nodes.push(Some(open_any(path, &args.open, args.from).await?.image));
                 disks.push(Disk::default());
                 continue;
             }

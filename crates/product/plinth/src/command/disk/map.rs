@@ -85,7 +85,7 @@ pub fn measure(args: &MeasureArgs, global: &Global) -> Result<ExitCode> {
     let measured = interruptible(async {
         match (&args.path, args.size) {
             (Some(path), _) => {
-                let opened = open_any(path, &args.open, args.from, true).await?;
+                let opened = open_any(path, &args.open, args.from).await?;
                 job::measure(args.to, &options, Contents::Disk(&*opened.image)).await.map_err(failed)
             }
             (None, size) => {

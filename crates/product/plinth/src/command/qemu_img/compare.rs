@@ -4,7 +4,7 @@ use plinth_image::job::{self, CompareOptions, Difference};
 
 use super::convert::with_progress;
 use super::getopt::parse;
-use super::names::cache;
+use super::names::source_cache;
 use super::open::{How, how, image};
 use super::{Exit, Result, block_on, reason, say};
 
@@ -22,8 +22,7 @@ pub fn run(args: Vec<String>) -> Result {
     let [first, second] = &parsed.rest[..] else {
         return Err(code(Exit::usage("Expecting two image file names"), 2));
     };
-    let mode = parsed.value("T").unwrap_or("writeback");
-    let cache = cache(mode).ok_or_else(|| Exit::Failed(format!("Invalid source cache option: {mode}"), 2))?;
+    let cache = source_cache(parsed.value("T")).map_err(|why| Exit::Failed(why, 2))?;
     let how = How { cache, ..how(&parsed, true).map_err(|e| code(e, 2))? };
     let opts = parsed.has("image-opts");
     let shown = parsed.has("p") && !parsed.has("q");

@@ -9,7 +9,7 @@ use plinth_image::job::{self, ConvertRequest, CopyOptions};
 
 use super::create::{create_reason, link, secret};
 use super::getopt::{Parsed, parse};
-use super::names::{cache, format, known_format, number, number_between, qemu_name};
+use super::names::{cache, format, known_format, number, number_between, qemu_name, source_cache};
 use super::open::{How, how, image, path};
 use super::options::{NewOptions, can_have_backing, collect, help, help_wanted, sort};
 use super::refusal::refusal;
@@ -139,9 +139,7 @@ pub fn convert(args: Vec<String>) -> Result {
     let Some((target, sources)) = parsed.rest.split_last().filter(|(_, s)| !s.is_empty()) else {
         return Err(Exit::failed("Must specify image file name"));
     };
-    let source_cache = parsed.value("T").unwrap_or("writeback");
-    let source_cache = cache(source_cache)
-        .ok_or_else(|| Exit::failed(format!("Invalid source cache option: {source_cache}")))?;
+    let source_cache = source_cache(parsed.value("T")).map_err(Exit::failed)?;
     let from = How { cache: source_cache, ..how(&parsed, true)? };
     known_format(out_format)?;
     block_on(async {
@@ -403,7 +401,7 @@ pub fn dd(args: Vec<String>) -> Result {
     let (Some(input), Some(target)) = (input, target) else {
         return Err(Exit::failed("Must specify both input and output files"));
     };
-    let from = how(&parsed, true)?;
+    let from = How { cache: Cache::Spared, ..how(&parsed, true)? };
     block_on(async {
         let source = image(input, parsed.value("f"), parsed.has("image-opts"), &from).await?;
         let format = format(out).ok_or_else(|| Exit::failed("Unknown file format"))?;

@@ -92,6 +92,14 @@ pub fn cache(mode: &str) -> Option<Cache> {
     }
 }
 
+/// How the page cache is used for a source that is read once, by the name of a cache mode if there is one.
+pub fn source_cache(mode: Option<&str>) -> std::result::Result<Cache, String> {
+    match mode {
+        None => Ok(Cache::Spared),
+        Some(mode) => cache(mode).ok_or_else(|| format!("Invalid source cache option: {mode}")),
+    }
+}
+
 /// True for JSON, from `--output`.
 pub fn json_wanted(output: Option<&str>) -> Result<bool> {
     match output {
