@@ -225,7 +225,9 @@ fn both_sides_read_and_write_encrypted_images() {
         // Nothing of what was written is in the files.
         let data = if options.contains("data_file") { "data" } else { "ours" };
         let bytes = std::fs::read(dir.join(data)).unwrap();
-        assert!(!bytes.windows(512).any(|w| w.windows(2).take(300).all(|p| p[1] == p[0].wrapping_add(1) | 1)));
+        assert!(
+            !bytes.windows(512).any(|w| w.windows(2).take(300).all(|p| p[1] == p[0].wrapping_add(1) | 1))
+        );
     }
 }
 
