@@ -525,3 +525,42 @@ fn preallocation_and_measures() {
         assert_eq!(ours(Contents::Disk(&*source)), theirs, "{options} of a disk");
     }
 }
+
+#[test]
+fn versions_of_images_with_snapshots_change() {
+    if !has_qemu() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    block_on(async {
+        let image = make(&dir.join("d"), SIZE, "cluster_size=4k", None).await;
+        image.write(0, IoData::copy_of(&[1; 100 << 10])).await.unwrap();
+        let template = Snapshot { name: "s".to_owned(), ..Snapshot::default() };
+        image.snapshots().unwrap().create(&template).await.unwrap();
+        // What is noted since then is written out.
+        image.write(0, IoData::copy_of(&[2; 8 << 10])).await.unwrap();
+        image.write_zeroes(8 << 10, 16 << 10, false).await.unwrap();
+        let want = all(&*image).await;
+        for (compat, version) in [("compat=0.10", "0.10"), ("compat=1.1", "1.1")] {
+            image.amend(&Options::parse(compat).unwrap()).await.unwrap();
+            assert!(all(&*image).await == want);
+            check(&*image).await;
+            image.flush().await.unwrap();
+            img(dir, &["check", "-U", "d"]);
+            assert!(img(dir, &["info", "-U", "d"]).contains(&format!("compat: {version}")));
+            same(&theirs_shared(dir, "d"), &want, compat);
+        }
+        // Another snapshot has a note of zeros, which version 2 does not know.
+        image.write_zeroes(0, 4 << 10, false).await.unwrap();
+        image.snapshots().unwrap().create(&Snapshot { name: "t".to_owned(), ..template }).await.unwrap();
+        let error = image.amend(&Options::parse("compat=0.10").unwrap()).await.unwrap_err();
+        assert!(error.to_string().contains("notes of zeros"), "{error}");
+        image.snapshots().unwrap().delete("t").await.unwrap();
+        image.amend(&Options::parse("compat=0.10").unwrap()).await.unwrap();
+        image.close().await.unwrap();
+        drop(image);
+        assert!(img(dir, &["snapshot", "-l", "d"]).contains('s'));
+        img(dir, &["check", "d"]);
+    });
+}

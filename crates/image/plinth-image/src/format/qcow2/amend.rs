@@ -3,7 +3,7 @@
 use super::Core;
 use super::create::OPTIONS;
 use super::header::{self, Header};
-use super::map::{COPIED, Entry, ZERO};
+use super::map::{COMPRESSED, COPIED, Entry, OFFSET, View, ZERO};
 use crate::format::luks::inside::Inside;
 use crate::format::{BackingLink, Format, Options, Progress};
 use crate::graph::{IoBuf, NodeRef};
@@ -181,8 +181,12 @@ impl Core {
         if self.snapshots.borrow().iter().any(|s| s.info.disk_size != self.size.get()) {
             return refused("a snapshot has another size than the disk");
         }
-        if !self.snapshots.borrow().is_empty() {
-            return refused("it has snapshots, whose zeros version 2 cannot note; delete them first");
+        for snapshot in self.snapshots.borrow().clone() {
+            if self.notes_zeros(&self.read_l1(snapshot.l1_offset, snapshot.l1_size).await?).await? {
+                return refused(
+                    "a snapshot has notes of zeros, which version 2 does not know; delete it first",
+                );
+            }
         }
         self.set_lazy(false).await?;
         self.write_out_zeros().await?;
@@ -199,6 +203,23 @@ impl Core {
         .await
     }
 
+    /// True if the tables of a snapshot have notes of zeros.
+    async fn notes_zeros(&self, l1: &[u64]) -> Result<bool, Error> {
+        let per = self.l2.block_size() as u64 / self.entry_size();
+        let tables = (0..).zip(l1).filter(|t| *t.1 & OFFSET != 0);
+        for (index, _) in tables {
+            for cluster in (index * self.l2_entries()..(index + 1) * self.l2_entries()).step_by(per as usize)
+            {
+                let Some((block, _)) = self.slice(View::Table(l1), cluster).await? else { continue };
+                let noted = |entry: Entry| entry.word & COMPRESSED == 0 && entry.word & ZERO != 0;
+                if block.with(|b| (0..per as usize).any(|n| noted(self.read_entry(b, n)))) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
     /// Notes of zeros become zeros: nothing, or data where there is an image below.
     async fn write_out_zeros(&self) -> Result<(), Error> {
         let clusters = self.size.get().div_ceil(self.cluster);
@@ -206,7 +227,7 @@ impl Core {
         while at < clusters {
             let old = self.entries(at, clusters - at).await?;
             for (n, entry) in old.iter().enumerate() {
-                if entry.word & super::map::COMPRESSED != 0 || entry.word & ZERO == 0 {
+                if entry.word & COMPRESSED != 0 || entry.word & ZERO == 0 {
                     continue;
                 }
                 let cluster = at + n as u64;
