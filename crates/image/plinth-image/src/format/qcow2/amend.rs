@@ -181,7 +181,8 @@ impl Core {
         if self.snapshots.borrow().iter().any(|s| s.info.disk_size != self.size.get()) {
             return refused("a snapshot has another size than the disk");
         }
-        for snapshot in self.snapshots.borrow().clone() {
+        let snapshots = self.snapshots.borrow().clone();
+        for snapshot in snapshots {
             if self.notes_zeros(&self.read_l1(snapshot.l1_offset, snapshot.l1_size).await?).await? {
                 return refused(
                     "a snapshot has notes of zeros, which version 2 does not know; delete it first",
