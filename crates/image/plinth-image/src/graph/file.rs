@@ -217,7 +217,10 @@ impl FileNode {
 
     /// The file to read from past the page cache, if that is how this range is to be read.
     fn past(&self, offset: u64, len: usize) -> Option<Arc<File>> {
-        let past = self.past.borrow().clone().filter(|_| len >= LARGE)?;
+        if len < LARGE {
+            return None;
+        }
+        let past = self.past.borrow().clone()?;
         match page_cache::cached(self.file.as_fd(), offset, len as u64) {
             Ok(cached) => (cached.all < len as u64 / 2 && cached.unwritten == 0).then_some(past),
             // Not to be known here.
@@ -236,6 +239,10 @@ impl FileNode {
         let aligned = whole == len && (buf.as_ptr() as u64).is_multiple_of(DIRECT_BLOCK);
         let (mut out, blocks) = if aligned { (None, buf) } else { (Some(buf), IoBuf::new(whole)) };
         let (n, blocks) = aio::read(past, offset - skip as u64, blocks).await;
+        if n.is_err() {
+            // Opened and not read: not again.
+            *self.past.borrow_mut() = None;
+        }
         let enough = n.is_ok_and(|n| n >= skip + len);
         if let Some(out) = out.as_mut().filter(|_| enough) {
             out.copy_from_slice(&blocks[skip..skip + len]);

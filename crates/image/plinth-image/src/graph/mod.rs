@@ -201,6 +201,33 @@ pub async fn write_zero_bytes<N: Node + ?Sized>(node: &N, offset: u64, len: u64)
     Ok(())
 }
 
+/// Copies bytes within a file; what are holes or zeros become holes.
+///
+/// # Errors
+/// The file's.
+pub async fn copy_within(file: &dyn Node, from: u64, to: u64, len: u64) -> Result<(), Error> {
+    const AT_ONCE: u64 = 1 << 20;
+    let mut at = 0;
+    while at < len {
+        let extent = file.status(from + at, len - at).await?;
+        let n = extent.len.clamp(1, len - at);
+        if extent.zero {
+            file.write_zeroes(to + at, n, true).await?;
+            at += n;
+            continue;
+        }
+        let n = n.min(AT_ONCE);
+        let bytes = file.read(from + at, IoBuf::new(n as usize)).await?;
+        if is_zero(&bytes) {
+            file.write_zeroes(to + at, n, true).await?;
+        } else {
+            file.write(to + at, bytes.freeze()).await?;
+        }
+        at += n;
+    }
+    Ok(())
+}
+
 /// Puts the parts of a buffer together again, without a copy where they are parts of one.
 #[must_use]
 pub fn joined(parts: Vec<IoBuf>) -> IoBuf {

@@ -1,7 +1,7 @@
 //! Reading whole tables, a piece at a time.
 
 use crate::Error;
-use crate::graph::{IoBuf, NodeRef, is_zero, read_table};
+use crate::graph::{NodeRef, read_table};
 
 /// Bytes of a table that are read at once.
 const AT_ONCE: u64 = 1 << 20;
@@ -69,32 +69,6 @@ impl Bits {
         let last = self.words.iter().rposition(|&w| w != 0);
         last.map_or(0, |w| w as u64 * 64 + 64 - u64::from(self.words[w].leading_zeros()))
     }
-}
-
-/// Copies bytes within a file; what are holes or zeros become holes.
-///
-/// # Errors
-/// The file's.
-pub async fn copy(file: &NodeRef, from: u64, to: u64, len: u64) -> Result<(), Error> {
-    let mut at = 0;
-    while at < len {
-        let extent = file.status(from + at, len - at).await?;
-        let n = extent.len.clamp(1, len - at);
-        if extent.zero {
-            file.write_zeroes(to + at, n, true).await?;
-            at += n;
-            continue;
-        }
-        let n = n.min(AT_ONCE);
-        let bytes = file.read(from + at, IoBuf::new(n as usize)).await?;
-        if is_zero(&bytes) {
-            file.write_zeroes(to + at, n, true).await?;
-        } else {
-            file.write(to + at, bytes.freeze()).await?;
-        }
-        at += n;
-    }
-    Ok(())
 }
 
 /// Copies a table within a file, as it is.

@@ -265,12 +265,18 @@ fn resized(text: &str, size: u64) -> Result<String, String> {
     }
 }
 
-async fn read_text(file: &dyn Node) -> Result<String, String> {
+fn refused(name: &str, why: String) -> Error {
+    let kind = if why.contains("not supported") { ErrorKind::Unsupported } else { ErrorKind::Corrupt };
+    Error::new(kind, format!("cannot use the description '{name}'"), why)
+}
+
+async fn read_text(file: &dyn Node) -> Result<String, Error> {
+    let refused = |why: String| refused(&file.info().name, why);
     if file.size() > MAX_BYTES {
-        return Err(format!("it has {} bytes, more than any honest one", file.size()));
+        return Err(refused(format!("it has {} bytes, more than any honest one", file.size())));
     }
-    let bytes = file.read(0, IoBuf::new(file.size() as usize)).await.map_err(|e| e.to_string())?;
-    String::from_utf8(bytes.to_vec()).map_err(|_| "it is not UTF-8".to_owned())
+    let bytes = file.read(0, IoBuf::new(file.size() as usize)).await?;
+    String::from_utf8(bytes.to_vec()).map_err(|_| refused("it is not UTF-8".to_owned()))
 }
 
 /// Opens the disk that a descriptor describes.
@@ -279,12 +285,8 @@ async fn read_text(file: &dyn Node) -> Result<String, String> {
 /// It, or an image that it names, is wrong or not supported; the images may not be opened.
 pub async fn open(file: NodeRef, links: &dyn Links, read_only: bool) -> Result<Bundle, Error> {
     let name = file.info().name.clone();
-    let refused = |why: String| {
-        let kind = if why.contains("not supported") { ErrorKind::Unsupported } else { ErrorKind::Corrupt };
-        Error::new(kind, format!("cannot use the description '{name}'"), why)
-    };
-    let text = read_text(&*file).await.map_err(refused)?;
-    let (size, plans, snapshots) = plan(&text).map_err(refused)?;
+    let text = read_text(&*file).await?;
+    let (size, plans, snapshots) = plan(&text).map_err(|why| refused(&name, why))?;
     let mut parts = Vec::new();
     for Plan { start, end, images } in plans {
         let over = images.len() > 1;
@@ -525,23 +527,22 @@ impl Node for Bundle {
     fn resize(&self, size: u64) -> Io<'_, ()> {
         Box::pin(async move {
             check_write(self, 0, 0)?;
-            let refused = |kind, why: String| {
-                let doing = format!("cannot resize '{}' to {size} bytes", self.info.name);
-                Error::new(kind, doing, why)
+            let cannot = |kind, why: &str| {
+                Err(Error::new(kind, format!("cannot resize '{}' to {size} bytes", self.info.name), why))
             };
             let old = self.size.get();
+            if !size.is_multiple_of(SECTOR) {
+                return cannot(ErrorKind::Invalid, "the size is not a multiple of 512");
+            }
             if size < old {
-                return Err(refused(
-                    ErrorKind::Unsupported,
-                    "a Parallels disk cannot be made smaller".to_owned(),
-                ));
+                return cannot(ErrorKind::Unsupported, "a Parallels disk cannot be made smaller");
             }
             let Some(last) = self.parts.last().filter(|p| p.layers.len() == 1) else {
                 let why = "it has snapshots, which keep the size that they have: convert it";
-                return Err(refused(ErrorKind::Unsupported, why.to_owned()));
+                return cannot(ErrorKind::Unsupported, why);
             };
-            let wrong = |why| refused(ErrorKind::Corrupt, why);
-            let text = resized(&read_text(&*self.file).await.map_err(wrong)?, size).map_err(wrong)?;
+            let text = read_text(&*self.file).await?;
+            let text = resized(&text, size).map_err(|why| refused(&self.info.name, why))?;
             // An image may be longer than its part, with anything there, and not shorter.
             let (image, len) = (last.layers[0].node(), old - last.start);
             let behind = image.size().min(size - last.start).saturating_sub(len);

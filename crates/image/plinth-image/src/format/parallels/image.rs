@@ -11,14 +11,12 @@ use super::{CLOSED, HEADER, Header, IN_USE, le32, le64, read_header};
 use crate::format::{CheckReport, Description, Format, Image, Progress, Repair};
 use crate::graph::{
     Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, RangeGuard, RangeLocks, check_range, check_write,
-    is_zero, read_table,
+    copy_within, is_zero, read_table,
 };
 use crate::{Error, ErrorKind, SECTOR};
 
 /// The BAT is written in blocks of this many bytes.
 const BLOCK: usize = 4096;
-/// Bytes that a mended duplicate is copied in.
-const COPY: u64 = 1 << 20;
 /// Free clusters that are remembered.
 const MAX_FREE: u64 = 1 << 20;
 
@@ -479,14 +477,7 @@ impl ParallelsImage {
     async fn part_duplicate(&self, index: u64) -> Result<(), Error> {
         let Place::At(from) = self.place(index)? else { return Ok(()) };
         let n = self.allocate().await?;
-        let (to, cluster) = (self.offset_of(n), self.cluster());
-        let mut done = 0;
-        while done < cluster {
-            let len = COPY.min(cluster - done);
-            let data = self.file.read(from + done, IoBuf::new(len as usize)).await?;
-            self.file.write(to + done, data.freeze()).await?;
-            done += len;
-        }
+        copy_within(&*self.file, from, self.offset_of(n), self.cluster()).await?;
         self.name_cluster(index, n);
         Ok(())
     }

@@ -2,8 +2,9 @@
 
 use super::header::{FREE, ZERO};
 use super::{Error, Vdi};
-use crate::format::blocks::scan::{Bits, copy, scan};
+use crate::format::blocks::scan::{Bits, scan};
 use crate::format::{CheckReport, Progress, Repair};
+use crate::graph::copy_within;
 
 /// Blocks that nothing refers to, at most, that an open fills by itself: a power cut leaves few.
 const FILL_AT_OPEN: u64 = 1024;
@@ -120,7 +121,8 @@ impl Vdi {
             .await?;
             let header = self.header.borrow().clone();
             for &(from, to) in &moves {
-                copy(&self.file, header.host(from as u32), header.host(to as u32), header.block_size).await?;
+                copy_within(&*self.file, header.host(from as u32), header.host(to as u32), header.block_size)
+                    .await?;
             }
             self.file.flush().await?;
             self.set_entries(entries.into_iter()).await?;
@@ -232,7 +234,7 @@ impl Vdi {
                 true => next,
                 false => holes.next().map_or(next, |n| n as u32),
             };
-            copy(&self.file, header.host(entry), header.host(to), header.block_size).await?;
+            copy_within(&*self.file, header.host(entry), header.host(to), header.block_size).await?;
             entries.push((block, to));
             next = next.max(to + 1);
         }

@@ -3,8 +3,7 @@
 use super::header::{FREE, Header, Kind, ZERO, blocks_of};
 use super::{Error, Rc, TableCache, Vdi, table_block};
 use crate::ErrorKind;
-use crate::format::blocks::scan::copy;
-use crate::graph::{IoData, read_table};
+use crate::graph::{IoData, copy_within, read_table};
 
 impl Vdi {
     /// Nothing is in flight.
@@ -78,7 +77,7 @@ impl Vdi {
         let first = count.min(taken);
         let to = |n: u32| taken.max(count) + n;
         for n in 0..first {
-            copy(&self.file, old.host(n), old.host(to(n)), old.block_size).await?;
+            copy_within(&*self.file, old.host(n), old.host(to(n)), old.block_size).await?;
         }
         let end = to(first);
         let len = self.file.size();

@@ -4,9 +4,9 @@ use std::fmt;
 
 use super::dynamic::{FREE, Vhd};
 use super::footer::{FOOTER, Footer, HEADER};
-use crate::format::blocks::scan::{copy, scan};
+use crate::format::blocks::scan::scan;
 use crate::format::{CheckReport, Progress, Repair};
-use crate::graph::IoBuf;
+use crate::graph::{IoBuf, copy_within};
 use crate::{Error, SECTOR};
 
 /// Gaps that an open fills by itself, at most: a power cut leaves few.
@@ -154,7 +154,7 @@ impl Vhd {
                 break s;
             }
             for &((from, _), to) in &moves {
-                copy(&self.file, u64::from(from) * SECTOR, to, self.span()).await?;
+                copy_within(&*self.file, u64::from(from) * SECTOR, to, self.span()).await?;
             }
             self.file.flush().await?;
             self.tables.clear();
@@ -250,7 +250,7 @@ impl Vhd {
                 continue;
             }
             let to = self.next_block(end);
-            copy(&self.file, at, to, span).await?;
+            copy_within(&*self.file, at, to, span).await?;
             entries.push((block, (to / SECTOR) as u32));
             end = to + span;
         }

@@ -3,8 +3,9 @@
 use super::header::{MIB, REGIONS, Region, SECTOR};
 use super::layout::{FULL, PARTIAL, STATE, Touched, Vhdx, ZERO};
 use super::metadata::MAX_SIZE;
-use crate::format::blocks::scan::{Bits, copy, copy_all, scan};
+use crate::format::blocks::scan::{Bits, copy_all, scan};
 use crate::format::{CheckReport, Progress, Repair};
+use crate::graph::copy_within;
 use crate::{Error, ErrorKind};
 
 /// Blocks that an open moves by itself, at most: a power cut leaves few gaps.
@@ -189,7 +190,7 @@ impl Vhdx {
                 break;
             }
             for &((from, ..), to) in &moves {
-                copy(&self.file, from, to, block_size).await?;
+                copy_within(&*self.file, from, to, block_size).await?;
             }
             self.file.flush().await?;
             let mut touched = Touched::new();
@@ -288,7 +289,7 @@ impl Vhdx {
                 new.push((index, if matches!(entry & STATE, 1..=3) { ZERO } else { 0 }));
                 continue;
             }
-            copy(&self.file, at, end, size).await?;
+            copy_within(&*self.file, at, end, size).await?;
             new.push((index, end | entry & (MIB - 1)));
             end += size;
         }

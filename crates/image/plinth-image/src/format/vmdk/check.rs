@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use super::sparse::{Place, SparseExtent};
 use super::{Data, VmdkImage};
 use crate::format::{CheckReport, Progress, Repair};
-use crate::graph::{IoBuf, IoData};
+use crate::graph::{IoBuf, IoData, copy_within};
 use crate::{Error, ErrorKind, SECTOR};
 
 /// Bits of a map of the file's space at most (64 MiB).
@@ -379,7 +379,7 @@ async fn mend(e: &SparseExtent, scan: &mut Scan) -> Result<(), Error> {
             Fix::Entry(entry) => entry,
             Fix::Copy(from) => {
                 let at = e.allocate(1).await?;
-                e.copy_grain(from, at).await?;
+                copy_within(&*e.file, from, at, e.grain()).await?;
                 (at / SECTOR) as u32
             }
         };
@@ -433,7 +433,7 @@ async fn close_gaps(e: &SparseExtent, scan: &Scan, gaps: &[u64], end: u64) -> Re
         }
     }
     for (number, from, to) in owners {
-        e.copy_grain(from, to).await?;
+        copy_within(&*e.file, from, to, grain).await?;
         e.pending.borrow_mut().insert(number, (to / SECTOR) as u32);
     }
     e.flush().await?;

@@ -514,17 +514,6 @@ impl SparseExtent {
         Ok(())
     }
 
-    /// Copies a grain to another place in the file.
-    pub async fn copy_grain(&self, from: u64, to: u64) -> Result<(), Error> {
-        let grain = self.grain();
-        for at in (0..grain).step_by(AT_ONCE as usize) {
-            let n = AT_ONCE.min(grain - at);
-            let data = self.file.read(from + at, IoBuf::new(n as usize)).await?;
-            self.file.write(to + at, data.freeze()).await?;
-        }
-        Ok(())
-    }
-
     /// Writes tables when many new grains are in memory only.
     pub async fn relieve(&self) -> Result<(), Error> {
         if self.pending.borrow().len() < MAX_PENDING {
