@@ -1,6 +1,8 @@
 //! The log: errors only, unless the user asks for more.
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::cli::Global;
 use crate::failure::{Failure, Result};
@@ -19,10 +21,11 @@ pub fn start(global: &Global) -> Result<()> {
         (None, 1) => "info".to_owned(),
         (None, _) => "debug".to_owned(),
     };
-    let filter = EnvFilter::try_new(&directives).map_err(|e| {
+    let filter: Targets = directives.parse().map_err(|e| {
         Failure::usage(format!("cannot use the log filter '{directives}': {e}"))
             .help("write a level (`info`), or levels of modules (`plinth_net=debug,info`)")
     })?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(lines).with(filter).init();
     Ok(())
 }

@@ -25,7 +25,7 @@ The format of an existing image is found by its contents, unless it is given; th
 ending. What an image names (its backing image, its extents) is opened in the image's own folder only, unless \
 --allow-backing says more. The names and arguments of qemu-img work too: `plinth qemu-img ...`.";
 
-/// `plinth disk`.
+// `plinth disk`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct DiskArgs {
@@ -34,6 +34,7 @@ pub struct DiskArgs {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub enum DiskCommand {
     /// Create an image
     Create(CreateArgs),
@@ -75,7 +76,7 @@ pub enum DiskCommand {
     Export(ExportArgs),
 }
 
-/// How an image that is there is opened.
+// How an image that is there is opened.
 #[derive(Clone, Debug, Default, Args)]
 pub struct OpenArgs {
     /// Open this file, or anything below this folder, when an image names it. Repeatable
@@ -95,7 +96,7 @@ pub struct OpenArgs {
     pub share: bool,
 }
 
-/// An image that is there, for commands with one.
+// An image that is there, for commands with one.
 #[derive(Clone, Debug, Args)]
 pub struct ImageArgs {
     /// The image
@@ -108,7 +109,7 @@ pub struct ImageArgs {
     pub open: OpenArgs,
 }
 
-/// What a new image is to be.
+// What a new image is to be.
 #[derive(Clone, Debug, Default, Args)]
 pub struct NewArgs {
     /// Its format [default: by the name's ending, else raw]
@@ -253,6 +254,7 @@ pub struct ResizeArgs {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 #[command(after_help = "\
 Examples:
   plinth disk snapshot list d.qcow2
@@ -473,6 +475,7 @@ pub struct AmendArgs {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 #[command(after_help = "\
 Examples:
   plinth disk bitmap list d.qcow2

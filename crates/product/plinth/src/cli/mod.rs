@@ -58,6 +58,7 @@ pub enum OutputFormat {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub enum Command {
     /// Run a machine until its guest powers off
     Run(Box<RunArgs>),
@@ -95,6 +96,7 @@ pub enum Command {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub enum ImageCommand {
     /// Build the disk of a guest, with its kernel beside it
     #[command(subcommand)]
@@ -102,6 +104,7 @@ pub enum ImageCommand {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub enum BuildWhat {
     /// Debian, from its packages: no root rights are needed
     Debian(BuildDebianArgs),

@@ -131,6 +131,29 @@ pub fn is_qcow2(head: &[u8]) -> bool {
     be32(head, 0) == MAGIC && be32(head, 4) >= 2
 }
 
+/// Bytes at an image's begin that usually say everything.
+pub const USUAL_LEN: u64 = 4096;
+
+/// True if `first`, the first bytes of an image, has its extensions and the name of the image below to their ends.
+pub fn ends_within(first: &[u8]) -> bool {
+    if first.len() < V3_LEN {
+        return false;
+    }
+    let name = (be64(first, 8), u64::from(be32(first, 16)));
+    if name.0.checked_add(name.1).is_none_or(|end| end > first.len() as u64) {
+        return false;
+    }
+    let mut at = if be32(first, 4) == 2 { V2_LEN } else { be32(first, 100) as usize };
+    while at.checked_add(8).is_some_and(|next| next <= first.len()) {
+        let (kind, len) = (be32(first, at), be32(first, at + 4) as usize);
+        if kind == EXT_END || at as u64 >= name.0 && name.0 != 0 {
+            return true;
+        }
+        at += 8 + len.next_multiple_of(8);
+    }
+    false
+}
+
 impl Header {
     pub fn cluster_size(&self) -> u64 {
         1 << self.cluster_bits

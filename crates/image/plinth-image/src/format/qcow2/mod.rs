@@ -163,11 +163,12 @@ impl Core {
     async fn open(request: &OpenRequest, cost: &mut KeyCost) -> Result<Self, Error> {
         let file = request.file.clone();
         let name = file.info().name.clone();
-        let first = file.read(0, IoBuf::new(file.size().min(512) as usize)).await?;
+        let first = file.read(0, IoBuf::new(file.size().min(header::USUAL_LEN) as usize)).await?;
         // The first cluster has all extensions; how long it is stands in the first sector.
         let bits = header::be32(&first, 20);
         let len = if header::CLUSTER_BITS.contains(&bits) { file.size().min(1 << bits) } else { 0 };
-        let head = if len > 512 { file.read(0, IoBuf::new(len as usize)).await? } else { first };
+        let all = len <= first.len() as u64 || header::ends_within(&first);
+        let head = if all { first } else { file.read(0, IoBuf::new(len as usize)).await? };
         let header = Header::parse(&name, &head)?;
         let read_only = request.options.read_only || file.info().read_only;
         let l1_len = table_len(&name, "L1 table", u64::from(header.l1_size), 8, header::MAX_L1)?;
