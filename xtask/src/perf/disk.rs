@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use jobs::{FORMS, JOBS, Job, Nbd};
 
 use super::report::{median, today};
 
+mod device;
 mod jobs;
 mod source;
 
@@ -137,8 +139,8 @@ pub fn run(root: &Path, args: &[String]) -> Result<String, Vec<String>> {
 const MOST_MEMORY: f64 = 64.0;
 
 const HEAD: &str = "\
-| what | cache | Plinth s | CPU s | MiB | qemu-img s | CPU s | MiB | tuned s | CPU s | ratio | ratio of CPU | ratio to tuned | wanted | met |
-|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|";
+| what | cache | Plinth s | CPU s | MiB | qemu-img s | CPU s | MiB | tuned s | CPU s | ratio | ratio of CPU | ratio to tuned | device s | of device | wanted | met |
+|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|";
 
 /// What one run took.
 #[derive(Clone, Copy)]
@@ -269,6 +271,7 @@ fn measure(job: &Job, options: &Options) -> Result<String, String> {
     let mut tools = vec![(options.plinth.as_path(), job.plinth), (options.peer.as_path(), job.peer)];
     tools.extend(job.tuned.map(|args| (options.peer.as_path(), args)));
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); tools.len()];
+    let mut device = Vec::new();
     for round in 0..options.runs * job.times {
         eprintln!("{}, round {} of {}", job.name, round / job.times + 1, options.runs);
         for turn in 0..tools.len() {
@@ -293,11 +296,16 @@ fn measure(job: &Job, options: &Options) -> Result<String, String> {
                 Nbd::Clients(server) => files.talk((&options.server, server), (program, args), false),
             };
             // Not every job writes it.
+            let written = fs::metadata(files.path("out")).map_or(0, |m| m.blocks() * 512);
             let _ = fs::remove_file(files.path("out"));
             samples[n].push(sample?);
+            if job.bulk && n == 0 && (options.cold || written != 0) {
+                let read = if options.cold { sources.as_slice() } else { &[] };
+                device.push(device::seconds(&files, read, written)?);
+            }
         }
     }
-    Ok(line(job, options.cold, &samples))
+    Ok(line(job, options.cold, &samples, device))
 }
 
 /// Reads a file into the page cache, or drops it from there.
@@ -311,7 +319,6 @@ fn warm(path: &Path, cold: bool) -> Result<(), String> {
             .map_err(|e| failed(e.into()));
     }
     // A file that is mostly holes has nothing to read there.
-    use std::os::unix::fs::MetadataExt;
     let meta = file.metadata().map_err(failed)?;
     if meta.blocks() * 512 < meta.len() / 16 {
         return Ok(());
@@ -325,7 +332,10 @@ fn digits(value: f64) -> String {
     format!("{value:.places$}")
 }
 
-fn line(job: &Job, cold: bool, samples: &[Vec<Sample>]) -> String {
+/// The share of the device's speed from which on it is the device that decides.
+const AT_DEVICE: f64 = 0.9;
+
+fn line(job: &Job, cold: bool, samples: &[Vec<Sample>], device: Vec<f64>) -> String {
     let pick =
         |n: usize, f: &dyn Fn(&Sample) -> f64| samples.get(n).and_then(|s| median(s.iter().map(f).collect()));
     // Ratios are taken within rounds: a host whose speed changes does less harm.
@@ -340,6 +350,12 @@ fn line(job: &Job, cold: bool, samples: &[Vec<Sample>]) -> String {
     let counts = if job.by_cpu { by_cpu } else { by_wall };
     let small = pick(0, &memory).is_some_and(|m| m <= MOST_MEMORY);
     let met = counts.is_some_and(|r| r >= job.wanted) && tuned.is_none_or(|r| r >= 1.0) && small;
+    let of_device = median(device.iter().zip(&samples[0]).map(|(device, own)| device / own.wall).collect());
+    let met = match met {
+        true => "yes",
+        false if small && of_device.is_some_and(|share| share >= AT_DEVICE) => "the device's speed",
+        false => "no",
+    };
     let show = |v: Option<f64>| v.map_or("–".to_owned(), digits);
     let mut text = format!("| {} | {} |", job.title, if cold { "cold" } else { "warm" });
     let cells = [
@@ -354,6 +370,8 @@ fn line(job: &Job, cold: bool, samples: &[Vec<Sample>]) -> String {
         by_wall,
         by_cpu,
         tuned,
+        median(device),
+        of_device,
     ];
     for cell in cells {
         let _ = write!(text, " {} |", show(cell));
@@ -362,7 +380,7 @@ fn line(job: &Job, cold: bool, samples: &[Vec<Sample>]) -> String {
         0.0 => format!("{MOST_MEMORY} MiB"),
         wanted => format!("{}{}", digits(wanted), if job.by_cpu { " (CPU)" } else { "" }),
     };
-    let _ = write!(text, " {wanted} | {} |", if met { "yes" } else { "no" });
+    let _ = write!(text, " {wanted} | {met} |");
     text
 }
 
@@ -411,9 +429,14 @@ mod tests {
     fn a_line_has_the_ratios_of_its_rounds() {
         let of = |wall| Sample { wall, cpu: wall / 2.0, mebibytes: 10.0 };
         let samples = [vec![of(1.0), of(2.0), of(1.0)], vec![of(3.0), of(8.0), of(5.0)]];
-        let text = line(&JOBS[0], false, &samples);
+        let text = line(&JOBS[0], false, &samples, Vec::new());
         assert!(text.starts_with("| raw to qcow2 | warm | 1.00 | 0.50 | 10.0 | 5.00 |"), "{text}");
-        assert!(text.ends_with("| 4.00 | 4.00 | – | 3.00 | yes |"), "{text}");
+        assert!(text.ends_with("| 4.00 | 4.00 | – | – | – | 3.00 | yes |"), "{text}");
+        let slow = [samples[0].clone(), samples[0].clone()];
+        let text = line(&JOBS[0], false, &slow, vec![0.95, 1.9, 0.9]);
+        assert!(text.ends_with("| 0.95 | 0.95 | 3.00 | the device's speed |"), "{text}");
+        let text = line(&JOBS[0], false, &slow, vec![0.5, 1.0, 0.5]);
+        assert!(text.ends_with("| 0.50 | 0.50 | 3.00 | no |"), "{text}");
         assert_eq!(text.matches('|').count(), HEAD.lines().next().unwrap().matches('|').count());
     }
 

@@ -26,6 +26,8 @@ pub struct Job {
     /// The peer's arguments that make `{out}` before each run.
     pub prepare: Option<&'static str>,
     pub nbd: Nbd,
+    /// It moves so much that the device may be what takes the time: what that alone needs is measured too.
+    pub bulk: bool,
     /// Runs of each tool in one round: short ones say more together.
     pub times: usize,
 }
@@ -38,12 +40,28 @@ const fn job(
     peer: &'static str,
 ) -> Job {
     let (tuned, prepare) = (None, None);
-    Job { name, title, plinth, peer, tuned, wanted, by_cpu: false, prepare, nbd: Nbd::No, times: 1 }
+    Job {
+        name,
+        title,
+        plinth,
+        peer,
+        tuned,
+        wanted,
+        by_cpu: false,
+        prepare,
+        nbd: Nbd::No,
+        bulk: false,
+        times: 1,
+    }
 }
 
 impl Job {
     const fn tuned(self, tuned: &'static str) -> Self {
         Self { tuned: Some(tuned), ..self }
+    }
+
+    const fn bulk(self) -> Self {
+        Self { bulk: true, ..self }
     }
 
     const fn by_cpu(self) -> Self {
@@ -71,7 +89,8 @@ pub const JOBS: &[Job] = &[
         "disk convert {raw} {out} --to qcow2",
         "convert -f raw -O qcow2 {raw} {out}",
     )
-    .tuned("convert -f raw -O qcow2 -t none -m 16 -W {raw} {out}"),
+    .tuned("convert -f raw -O qcow2 -t none -m 16 -W {raw} {out}")
+    .bulk(),
     job(
         "qcow2-raw",
         "qcow2 to raw",
@@ -79,7 +98,8 @@ pub const JOBS: &[Job] = &[
         "disk convert {qcow2} {out} --to raw",
         "convert -f qcow2 -O raw {qcow2} {out}",
     )
-    .tuned("convert -f qcow2 -O raw -t none -m 16 -W {qcow2} {out}"),
+    .tuned("convert -f qcow2 -O raw -t none -m 16 -W {qcow2} {out}")
+    .bulk(),
     job(
         "raw-raw",
         "raw to raw",
@@ -87,7 +107,8 @@ pub const JOBS: &[Job] = &[
         "disk convert {raw} {out} --from raw --to raw",
         "convert -f raw -O raw {raw} {out}",
     )
-    .tuned("convert -f raw -O raw -t none -m 16 -W {raw} {out}"),
+    .tuned("convert -f raw -O raw -t none -m 16 -W {raw} {out}")
+    .bulk(),
     job(
         "raw-vmdk",
         "raw to vmdk",
@@ -95,7 +116,8 @@ pub const JOBS: &[Job] = &[
         "disk convert {raw} {out} --to vmdk",
         "convert -f raw -O vmdk {raw} {out}",
     )
-    .tuned("convert -f raw -O vmdk -t none -m 16 -W {raw} {out}"),
+    .tuned("convert -f raw -O vmdk -t none -m 16 -W {raw} {out}")
+    .bulk(),
     job(
         "raw-vhdx",
         "raw to vhdx",
@@ -103,7 +125,8 @@ pub const JOBS: &[Job] = &[
         "disk convert {raw} {out} --to vhdx",
         "convert -f raw -O vhdx {raw} {out}",
     )
-    .tuned("convert -f raw -O vhdx -t none -m 16 -W {raw} {out}"),
+    .tuned("convert -f raw -O vhdx -t none -m 16 -W {raw} {out}")
+    .bulk(),
     job(
         "raw-vdi",
         "raw to vdi",
@@ -111,7 +134,8 @@ pub const JOBS: &[Job] = &[
         "disk convert {raw} {out} --to vdi",
         "convert -f raw -O vdi {raw} {out}",
     )
-    .tuned("convert -f raw -O vdi -t none -m 16 -W {raw} {out}"),
+    .tuned("convert -f raw -O vdi -t none -m 16 -W {raw} {out}")
+    .bulk(),
     job(
         "zlib",
         "raw to qcow2, zlib",
@@ -136,7 +160,8 @@ pub const JOBS: &[Job] = &[
         "disk convert {zlib} {out} --to raw",
         "convert -f qcow2 -O raw {zlib} {out}",
     )
-    .tuned("convert -f qcow2 -O raw -t none -m 16 -W {zlib} {out}"),
+    .tuned("convert -f qcow2 -O raw -t none -m 16 -W {zlib} {out}")
+    .bulk(),
     job(
         "zstd-raw",
         "qcow2, zstd, to raw",
@@ -144,7 +169,8 @@ pub const JOBS: &[Job] = &[
         "disk convert {zstd} {out} --to raw",
         "convert -f qcow2 -O raw {zstd} {out}",
     )
-    .tuned("convert -f qcow2 -O raw -t none -m 16 -W {zstd} {out}"),
+    .tuned("convert -f qcow2 -O raw -t none -m 16 -W {zstd} {out}")
+    .bulk(),
     job(
         "stream",
         "raw to vmdk, streamOptimized",
@@ -158,28 +184,32 @@ pub const JOBS: &[Job] = &[
         3.0,
         "disk convert {raw} {out} --to luks --secret-file {pw} -o iter-time=10",
         "convert --object secret,id=s,file={pw} -f raw -O luks -o key-secret=s,iter-time=10 {raw} {out}",
-    ),
+    )
+    .bulk(),
     job(
         "luks-raw",
         "luks, AES-256-XTS, to raw",
         3.0,
         "disk convert {luks} {out} --to raw --secret-file {pw}",
         "convert --object secret,id=s,file={pw} --image-opts driver=luks,key-secret=s,file.filename={luks} -O raw {out}",
-    ),
+    )
+    .bulk(),
     job(
         "compare",
         "compare raw with qcow2",
         2.0,
         "disk compare {raw} {qcow2} --first-format raw",
         "compare -f raw -F qcow2 {raw} {qcow2}",
-    ),
+    )
+    .bulk(),
     job(
         "compare-raw",
         "compare raw with raw",
         2.0,
         "disk compare {raw} {copy} --first-format raw --second-format raw",
         "compare -f raw -F raw {raw} {copy}",
-    ),
+    )
+    .bulk(),
     job(
         "big-compare",
         "compare qcow2 with qcow2, 1 TiB, 100 GiB allocated",
