@@ -526,6 +526,37 @@ fn a_luks_header_is_in_a_file_of_its_own_and_keys_come_and_go() {
 }
 
 #[test]
+fn an_encrypted_disk_inside_of_an_image_is_used() {
+    let (temp, bytes) = folder();
+    let dir = temp.path();
+    fs::write(dir.join("key"), "secret").unwrap();
+    let new =
+        ["disk", "convert", "d.raw", "d.luks", "--from", "raw", "-o", "iter-time=10", "--secret-file", "key"];
+    does(dir, &new);
+    for format in ["qcow2", "vmdk", "vdi", "vhd", "vhdx"] {
+        let outer = format!("d.{format}");
+        does(dir, &["disk", "convert", "d.luks", &outer, "--from", "raw"]);
+        let inside = ["--inside", "luks", "--secret-file", "key"];
+        let shown = json(dir, &[&["info", &outer][..], &inside].concat());
+        assert_eq!(
+            (shown["format"].as_str(), shown["size"].as_u64()),
+            (Some("luks"), Some(bytes.len() as u64))
+        );
+        let plain = format!("{format}.raw");
+        does(dir, &[&["disk", "convert", &outer, &plain][..], &inside].concat());
+        assert!(fs::read(dir.join(&plain)).unwrap() == bytes, "{format}");
+        fails(
+            dir,
+            &["disk", "convert", &outer, "x.raw", "--inside", "luks"],
+            1,
+            &["passphrase", "--secret-file"],
+        );
+        fails(dir, &["disk", "compact", &outer, "--inside", "luks"], 2, &["--inside"]);
+    }
+    fails(dir, &["disk", "info", "d.raw", "--format", "raw", "--inside", "luks"], 1, &["begin like LUKS"]);
+}
+
+#[test]
 fn a_disk_of_parallels_is_a_folder() {
     let (dir, bytes) = folder();
     let dir = dir.path();

@@ -91,6 +91,9 @@ pub struct OpenArgs {
     /// Take the LUKS header of the image from this file
     #[arg(long, value_name = "FILE")]
     pub header: Option<PathBuf>,
+    /// The disk's bytes are an image themselves, of this format (such as luks): use that one
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    pub inside: Option<Format>,
     /// Go on if another process uses the image: what is read may be in the middle of a change
     #[arg(long)]
     pub share: bool,

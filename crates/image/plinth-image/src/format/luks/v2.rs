@@ -243,9 +243,9 @@ impl Header {
         let newest = first.iter().chain(&second).map(|c| c.sequence).max();
         let copies = [&first, &second].map(|c| c.is_some() && c.as_ref().map(|c| c.sequence) == newest);
         let Some(copy) = [first, second].into_iter().flatten().find(|c| Some(c.sequence) == newest) else {
-            return Err("neither copy of the LUKS2 header has the checksum that it should have"
-                .to_owned()
-                .into());
+            let why = "it does not begin like LUKS of version 1, and neither copy of a LUKS2 header has the checksum \
+                       that it should have";
+            return Err(why.to_owned().into());
         };
         Ok(Self::parse(&copy, copies)?)
     }

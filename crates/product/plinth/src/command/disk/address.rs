@@ -46,11 +46,29 @@ fn read_once(args: &OpenArgs, format: Option<Format>) -> Result<OpenOptions> {
 
 /// Opens an image that a command reads all of: at a path or an address, or a disk inside of a package.
 pub async fn open_any(path: &Path, args: &OpenArgs, format: Option<Format>) -> Result<Opened> {
-    open_with(path, args.disk.as_deref(), &read_once(args, format)?).await
+    open_with(path, args, &read_once(args, format)?).await
 }
 
-/// Opens an image: at a path or an address, or a disk inside of a package; `disk` is the one that is meant.
-pub async fn open_with(path: &Path, disk: Option<&str>, options: &OpenOptions) -> Result<Opened> {
+/// Opens an image: at a path or an address, or a disk inside of a package; or the image that is inside of it.
+pub async fn open_with(path: &Path, args: &OpenArgs, options: &OpenOptions) -> Result<Opened> {
+    let disk = args.disk.as_deref();
+    let Some(inside) = args.inside else { return open_outer(path, disk, options).await };
+    // Header and passphrase are those of what is inside.
+    let outer = open_outer(path, disk, &OpenOptions { header: None, ..options.clone() }).await?;
+    let options = OpenOptions { format: Some(inside), ..options.clone() };
+    open_node(outer.image, &options).await.map_err(failed)
+}
+
+/// Refuses to look inside of a disk, for commands that work on the image's own file.
+pub fn outer_only(args: &OpenArgs, command: &str) -> Result<()> {
+    match args.inside {
+        None => Ok(()),
+        Some(_) => Err(Failure::usage(format!("--inside has no meaning for `plinth disk {command}`"))
+            .help("`plinth disk convert --inside FORMAT` makes an image of its own of what is inside")),
+    }
+}
+
+async fn open_outer(path: &Path, disk: Option<&str>, options: &OpenOptions) -> Result<Opened> {
     let text = path.to_str().unwrap_or_default();
     if options.format.is_none()
         && Package::is_name(path)
@@ -77,13 +95,13 @@ pub async fn open_with(path: &Path, disk: Option<&str>, options: &OpenOptions) -
 
 /// As [`open_any`], for one of two images: only one of them may be a package.
 pub async fn open_either(path: &Path, args: &OpenArgs, format: Option<Format>) -> Result<Opened> {
-    let disk = args.disk.as_deref().filter(|_| Package::is_name(path));
     let mut args = args.clone();
+    args.disk = args.disk.filter(|_| Package::is_name(path));
     // Neither is a header that of both.
     if format.is_some_and(|f| f != Format::Luks) {
         args.header = None;
     }
-    open_with(path, disk, &read_once(&args, format)?).await
+    open_with(path, &args, &read_once(&args, format)?).await
 }
 
 /// Opens the disk of a package that has this name.

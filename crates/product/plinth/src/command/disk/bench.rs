@@ -33,9 +33,7 @@ pub fn run(args: &BenchArgs, global: &Global) -> Result<ExitCode> {
     let report = interruptible(async {
         let cache = if args.cached { Cache::Cached } else { Cache::Direct };
         let how = open_options(&args.image.open, args.image.format, !args.write)?;
-        let opened =
-            open_with(&args.image.path, args.image.open.disk.as_deref(), &OpenOptions { cache, ..how })
-                .await?;
+        let opened = open_with(&args.image.path, &args.image.open, &OpenOptions { cache, ..how }).await?;
         let report = job::bench(&*opened.image, &options).await.map_err(failed)?;
         if args.write {
             close(&*opened.image).await?;

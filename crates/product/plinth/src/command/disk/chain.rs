@@ -7,6 +7,7 @@ use plinth_image::graph::Node;
 use plinth_image::{ErrorKind, job};
 use serde_json::json;
 
+use super::address::outer_only;
 use super::common::{backing_link, backing_of, close, failed, open_options, result, with_progress};
 use crate::cli::disk_tool::{CommitArgs, RebaseArgs};
 use crate::cli::{Global, size};
@@ -14,6 +15,7 @@ use crate::failure::{Code, Failure, Result};
 
 pub fn rebase(args: &RebaseArgs, global: &Global) -> Result<ExitCode> {
     let image = &args.image;
+    outer_only(&image.open, "rebase")?;
     let copied = with_progress("rebasing", async |progress| {
         let mut link = None;
         let mut below = None;
@@ -45,6 +47,7 @@ pub fn rebase(args: &RebaseArgs, global: &Global) -> Result<ExitCode> {
 
 pub fn commit(args: &CommitArgs, global: &Global) -> Result<ExitCode> {
     let image = &args.image;
+    outer_only(&image.open, "commit")?;
     let (base, written, emptied) = with_progress("committing", async |progress| {
         let options = open_options(&image.open, image.format, args.keep)?;
         let options = OpenOptions { no_backing: true, ..options };

@@ -24,7 +24,7 @@ pub fn run(args: &CheckArgs, global: &Global) -> Result<ExitCode> {
     let report = with_progress("checking", async |progress| {
         let (image, read_only) = (&args.image, repair == Repair::No);
         let options = OpenOptions { for_check: true, ..open_options(&image.open, image.format, read_only)? };
-        let opened = open_with(&image.path, image.open.disk.as_deref(), &options).await?;
+        let opened = open_with(&image.path, &image.open, &options).await?;
         let report = opened.image.check(repair, progress).await.map_err(failed)?;
         if repair != Repair::No {
             close(&*opened.image).await?;

@@ -103,7 +103,7 @@ pub fn open_options(args: &OpenArgs, format: Option<Format>, read_only: bool) ->
 
 /// Opens the image of a command.
 pub async fn open_image(args: &ImageArgs, read_only: bool) -> Result<Opened> {
-    open_with(&args.path, args.open.disk.as_deref(), &open_options(&args.open, args.format, read_only)?).await
+    open_with(&args.path, &args.open, &open_options(&args.open, args.format, read_only)?).await
 }
 
 /// A format by the ending of a name.

@@ -7,6 +7,7 @@ use plinth_image::graph::Cache;
 use plinth_image::job::{self, ConvertRequest, CopyOptions};
 use serde_json::json;
 
+use super::address::outer_only;
 use super::common::{allocated, close, failed, open_options, result, with_progress};
 use super::convert::choose_compression;
 use crate::cli::disk_tool::CompactArgs;
@@ -54,6 +55,7 @@ fn options_of(image: &dyn Image) -> Options {
 
 pub fn run(args: &CompactArgs, global: &Global) -> Result<ExitCode> {
     let image = &args.image;
+    outer_only(&image.open, "compact")?;
     let before = allocated(&image.path);
     with_progress("compacting", async |progress| {
         let opened =

@@ -5,13 +5,15 @@ use std::process::ExitCode;
 use plinth_image::job::{self, CompareOptions, Difference};
 use serde_json::json;
 
-use super::address::open_either;
+use super::address::{open_either, outer_only};
 use super::common::{failed, result, with_progress};
 use crate::cli::Global;
 use crate::cli::disk_tool::CompareArgs;
 use crate::failure::{Code, Failure, Result};
 
 pub fn run(args: &CompareArgs, global: &Global) -> Result<ExitCode> {
+    // Of which of the two?
+    outer_only(&args.open, "compare")?;
     let compared = with_progress("comparing", async |progress| {
         let a = open_either(&args.first, &args.open, args.first_format).await?;
         let b = open_either(&args.second, &args.open, args.second_format).await?;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use plinth_image::job;
 
+use super::address::outer_only;
 use super::common::{
     backing_link, close, failed, interruptible, new_format, new_options, output, result, secret,
 };
@@ -12,6 +13,7 @@ use crate::cli::{Global, size};
 use crate::failure::{Failure, Result};
 
 pub fn run(args: &CreateArgs, global: &Global) -> Result<ExitCode> {
+    outer_only(&args.open, "create")?;
     let format = new_format(&args.new, &args.path);
     let Some(options) = new_options(&args.new.options, format)? else { return Ok(ExitCode::SUCCESS) };
     if args.backing.is_some() && args.open.header.is_some() {

@@ -52,7 +52,7 @@ pub fn run(args: &InfoArgs, global: &Global) -> Result<ExitCode> {
 }
 
 async fn facts(path: &Path, options: &OpenOptions, args: &InfoArgs) -> Result<Facts> {
-    let opened = open_with(path, args.image.open.disk.as_deref(), options).await?;
+    let opened = open_with(path, &args.image.open, options).await?;
     let image = &opened.image;
     let d = image.describe();
     let how = if opened.probed { "found by its contents" } else { "as given" };

@@ -122,9 +122,7 @@ pub fn run(args: &ServeArgs, global: &Global) -> Result<ExitCode> {
     aio::block_on(async {
         let cache = if args.cached { Cache::Cached } else { Cache::Direct };
         let how = open_options(&args.image.open, args.image.format, args.read_only)?;
-        let opened =
-            open_with(&args.image.path, args.image.open.disk.as_deref(), &OpenOptions { cache, ..how })
-                .await?;
+        let opened = open_with(&args.image.path, &args.image.open, &OpenOptions { cache, ..how }).await?;
         let server = Server::new(vec![export(args, &opened.image).await?]);
         let server = match tls.clone() {
             Some(tls) => server.with_tls(tls),
