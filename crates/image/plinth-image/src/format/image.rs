@@ -120,6 +120,9 @@ impl CheckReport {
     }
 }
 
+/// Whoever is told of every step of an operation.
+type Watcher = Box<dyn Fn(&Progress)>;
+
 /// How far a long operation has come. Whoever runs it reads this between its steps, or is told of each.
 #[derive(Default)]
 pub struct Progress {
@@ -127,7 +130,7 @@ pub struct Progress {
     pub total: Cell<u64>,
     /// Work done.
     pub done: Cell<u64>,
-    watcher: Option<Box<dyn Fn(&Progress)>>,
+    watcher: Option<Watcher>,
 }
 
 impl Progress {

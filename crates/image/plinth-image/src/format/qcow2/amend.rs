@@ -11,6 +11,9 @@ use crate::format::{BackingLink, Format, Options, Progress};
 use crate::graph::NodeRef;
 use crate::{Error, ErrorKind};
 
+/// References that wait to be taken back at most, when tables are written out.
+const MAX_PENDING: usize = 1 << 16;
+
 /// Why an image whose disk had another size at some snapshot does not become version 2, which knows one size only.
 pub const OTHER_SIZE: &str = "a snapshot has another size than the disk";
 
@@ -147,6 +150,7 @@ impl Core {
 
     async fn set_lazy(&self, lazy: bool) -> Result<(), Error> {
         // With all counts written, either way of marking the image is right.
+        self.settle().await?;
         self.unmark().await?;
         self.change_header(|h| {
             h.compatible &= !header::LAZY_REFCOUNTS;
@@ -156,6 +160,7 @@ impl Core {
     }
 
     async fn upgrade(&self) -> Result<(), Error> {
+        self.settle().await?;
         self.unmark().await?;
         let snapshots = self.snapshots.borrow().clone();
         if !snapshots.is_empty() {
@@ -188,8 +193,8 @@ impl Core {
         }
         self.set_lazy(false).await?;
         self.write_out_zeros(progress).await?;
-        self.changed();
-        self.commit_with(true).await?;
+        // What was given back by that, too: without a mark nobody would look for it.
+        self.settle().await?;
         self.unmark().await?;
         self.rewrite_header(|h| {
             h.version = 2;
@@ -222,6 +227,7 @@ impl Core {
         Ok(())
     }
 
+    /// The same in one table; `index` is that of its entry in the L1 table.
     async fn write_out_table(&self, entry: u64, index: u64, active: bool) -> Result<(), Error> {
         let Some(table) = self.l2_offset(entry)? else { return Ok(()) };
         let cluster = table >> self.bits;
@@ -249,6 +255,14 @@ impl Core {
                 let block = self.l2.load(table + at, "an L2 table").await?;
                 block.change(|b| self.write_entry(b, i, new));
                 self.changed();
+                // Not before, as a commit would give it away while the file still refers to it.
+                if let Some(host) = self.host(old).filter(|h| self.host(new) != Some(*h)) {
+                    let freed = Freed::data(host >> self.bits, 1);
+                    self.alloc.pending.borrow_mut().extend((0..times).map(|_| freed));
+                }
+                if self.alloc.pending.borrow().len() > MAX_PENDING {
+                    self.commit().await?;
+                }
             }
             self.relieve().await?;
         }
@@ -284,10 +298,6 @@ impl Core {
             space.keep();
         }
         self.guard_free(&[old], &[new]).await?;
-        if let Some(host) = host {
-            let freed = Freed::data(host >> self.bits, 1);
-            self.alloc.pending.borrow_mut().extend((0..times).map(|_| freed));
-        }
         Ok(new)
     }
 }
