@@ -184,7 +184,7 @@ fn a_map_covers_the_disk_once_and_joins_what_is_alike() {
     block_on(async {
         let disk = raw(file).await;
         let mut entries: Vec<MapEntry> = Vec::new();
-        job::map::<Error>(&*disk, 1000, 2_000_000, &mut |e| {
+        job::map::<Error>(&*disk, 1000, 2_000_000, &[], &mut |e| {
             entries.push(e);
             Ok(())
         })
@@ -362,4 +362,64 @@ fn a_commit_leaves_alone_what_the_upper_image_does_not_have() {
             assert!(all(&*base).await == before, "{above} over {below}");
         });
     }
+}
+
+#[test]
+fn progress_counts_data_where_it_is_asked_to() {
+    const SIZE: u64 = 64 << 20;
+    let node = MemoryNode::new("holes");
+    node.set_size(SIZE);
+    for n in 0..4u64 {
+        node.put(n * (16 << 20), &vec![n as u8 + 1; 1 << 20]);
+    }
+    block_on(async {
+        let (source, output) = (raw(node).await, MemoryOutput::new("x"));
+        let seen = Rc::new(std::cell::RefCell::new(Vec::new()));
+        let told = seen.clone();
+        let progress = Progress::watched(move |p| told.borrow_mut().push(p.done.get() * 100 / p.total.get()));
+        let copy = CopyOptions { progress_by_data: true, ..CopyOptions::default() };
+        let options = Options::default();
+        job::convert(request(vec![source], &options, copy), &output, &progress).await.unwrap();
+        assert_eq!(*seen.borrow(), [25, 50, 75, 100]);
+        assert_eq!(progress.total.get(), 4 << 20);
+    });
+}
+
+/// A qcow2 image in memory.
+async fn qcow2(options: &str, size: u64) -> Rc<dyn Image> {
+    let options = Options::parse(options).unwrap();
+    job::create(&MemoryOutput::new("x"), Format::Qcow2, size, &options, None, None).await.unwrap()
+}
+
+#[test]
+fn zeros_are_noted_or_compressed_where_that_is_asked_for() {
+    const SIZE: u64 = 1 << 20;
+    block_on(async {
+        let node = MemoryNode::new("zeros");
+        node.set_size(SIZE);
+        let source = raw(node).await;
+        let copied = async |options: CopyOptions| {
+            let target = qcow2("", SIZE).await;
+            job::copy(&*source, 0..SIZE, &*target, 0, &options, &Progress::default()).await.unwrap();
+            target.status(0, SIZE).await.unwrap()
+        };
+        let nothing = copied(CopyOptions::default()).await;
+        assert!(!nothing.present && nothing.zero);
+        let noted = copied(CopyOptions { note_zeros: true, ..CopyOptions::default() }).await;
+        assert!(noted.present && noted.zero && !noted.data && noted.len == SIZE);
+        let all = CopyOptions { zero_run: 0, compress: true, ..CopyOptions::default() };
+        let packed = copied(all).await;
+        assert!(packed.present && packed.compressed && !packed.zero);
+    });
+}
+
+#[test]
+fn what_is_written_in_a_row_lies_in_a_row() {
+    block_on(async {
+        let node = MemoryNode::with("data", &vec![7; 64 << 20]);
+        let (source, target) = (raw(node).await, qcow2("", 64 << 20).await);
+        let copy = CopyOptions::default();
+        job::copy(&*source, 0..64 << 20, &*target, 0, &copy, &Progress::default()).await.unwrap();
+        assert_eq!(target.status(0, 64 << 20).await.unwrap().len, 64 << 20);
+    });
 }

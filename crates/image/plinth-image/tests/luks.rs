@@ -122,7 +122,9 @@ fn passphrases_come_and_go() {
         block_on(async {
             make(&path, options, SIZE).await.unwrap();
             let image = open_with(&path, SECRET).await.unwrap();
-            let amend = async |o: &str| image.amend(&Options::parse(o).unwrap()).await.map_err(|e| e.kind);
+            let amend = async |o: &str| {
+                image.amend(&Options::parse(o).unwrap(), &Progress::default()).await.map_err(|e| e.kind)
+            };
             assert_eq!(amend("state=inactive,keyslot=0").await, Err(ErrorKind::Invalid));
             amend("state=active,new-secret=two,iter-time=1").await.unwrap();
             amend("state=active,new-secret=three,keyslot=5,iter-time=1").await.unwrap();
@@ -262,7 +264,11 @@ fn cryptsetup_opens_ours_and_we_open_cryptsetups() {
             return;
         };
         let image = block_on(open_with(&path, SECRET)).unwrap();
-        block_on(image.amend(&Options::parse("state=active,new-secret=two,iter-time=1").unwrap())).unwrap();
+        block_on(image.amend(
+            &Options::parse("state=active,new-secret=two,iter-time=1").unwrap(),
+            &Progress::default(),
+        ))
+        .unwrap();
         drop(image);
         keyed(&["open", "--test-passphrase"]);
         block_on(open_with(&path, b"two")).unwrap();

@@ -320,3 +320,45 @@ fn damaged_files_do_no_harm() {
     damage(&std::fs::read(&path).unwrap(), 400, 400, fuzz_parallels);
     damage(DESCRIPTOR.as_bytes(), 100, 4000, fuzz_parallels);
 }
+
+#[test]
+fn a_wrong_beginning_of_the_data_is_mended() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("d");
+    block_on(async {
+        let image = make(&path, "", SIZE).await;
+        let want = pattern(SIZE as usize, 3);
+        image.write(0, IoData::copy_of(&want)).await.unwrap();
+        image.close().await.unwrap();
+        drop(image);
+        let good = std::fs::read(&path).unwrap();
+        // Of the older form, which counts in sectors, the entries say where the data may begin.
+        let mut old = good.clone();
+        old[..16].copy_from_slice(b"WithoutFreeSpace");
+        for at in (64..80).step_by(4) {
+            let entry = u32::from_le_bytes(old[at..at + 4].try_into().unwrap()) * 2048;
+            old[at..at + 4].copy_from_slice(&entry.to_le_bytes());
+        }
+        let for_check = OpenOptions { for_check: true, ..OpenOptions::default() };
+        for (form, wrong) in [(&good, u32::MAX), (&good, 0), (&good, 7), (&old, 0x60)] {
+            let mut bytes = form.clone();
+            bytes[48..52].copy_from_slice(&wrong.to_le_bytes());
+            if form == &old {
+                // A table of 64 KiB, all of which is in front of the data still, and the data inside of it.
+                bytes[32..36].copy_from_slice(&(wrong * 128).to_le_bytes());
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            assert_eq!(open_it(&path).await.err().unwrap().kind, ErrorKind::Corrupt);
+            let image = open(&path, &for_check).await.unwrap().image;
+            image.write(0, IoData::copy_of(&[1; 512])).await.unwrap_err();
+            let report = image.check(Repair::All, &Progress::default()).await.unwrap();
+            assert!(report.is_clean() && report.corruptions == 1, "{report:?}");
+            assert_eq!(report.messages[0], parallels::WRONG_START);
+            image.close().await.unwrap();
+            drop(image);
+            let image = open_it(&path).await.unwrap();
+            assert!(image.read(0, IoBuf::new(SIZE as usize)).await.unwrap()[..] == want[..]);
+            image.close().await.unwrap();
+        }
+    });
+}

@@ -92,18 +92,37 @@ fn power_cuts_around_snapshots_and_emptying_lose_nothing() {
         VARIANTS.into_iter().filter(|v| !v.0.contains("data_file") && !v.0.contains("bits=1"))
     {
         for seed in 1..=seeds {
-            block_on(snapshots_and_cuts(options, cluster, size.min(2 << 20), seed, cuts)).unwrap();
+            block_on(snapshots_and_cuts(options, cluster, size.min(2 << 20), seed, cuts, [""; 2])).unwrap();
         }
         println!("crash: qcow2 ({options}) with snapshots: {} cuts", seeds * cuts as u64);
     }
 }
 
+#[test]
+fn power_cuts_around_changes_of_options_lose_nothing() {
+    let (seeds, cuts) = if is_long() { (26, 80) } else { (2, 30) };
+    let versions = ["compat=0.10", "compat=1.1"];
+    for (options, cluster, changes) in [
+        ("", 65536, versions),
+        ("cluster_size=4k", 4096, versions),
+        ("lazy_refcounts=on,cluster_size=4k", 4096, versions),
+        ("cluster_size=4k", 4096, ["refcount_bits=64", "refcount_bits=8"]),
+    ] {
+        for seed in 1..=seeds {
+            block_on(snapshots_and_cuts(options, cluster, 2 << 20, seed, cuts, changes)).unwrap();
+        }
+        println!("crash: qcow2 ({options}) with {changes:?}: {} cuts", seeds * cuts as u64);
+    }
+}
+
+/// `changes`: options that are changed on the way, while there are snapshots.
 async fn snapshots_and_cuts(
     options: &str,
     cluster: u64,
     size: u64,
     seed: u64,
     cuts: usize,
+    changes: [&str; 2],
 ) -> Result<(), String> {
     let world = World::new(seed);
     let output = SimOutput { name: "image".to_owned(), world: world.clone(), count: Rc::default() };
@@ -120,6 +139,10 @@ async fn snapshots_and_cuts(
         let work = Workload { cluster, ..Workload::new(seed * 100 + part, 30) };
         work.run(&*image, &shadow, &|| world.tick()).await?;
         let done = match part {
+            5 | 7 if !changes[0].is_empty() => {
+                let change = changes[usize::from(part == 7)];
+                image.amend(&Options::parse(change).unwrap(), &Progress::default()).await
+            }
             0 | 2 | 3 => snapshots.create(&template).await.map(drop),
             4 | 6 => shadow.empty(image.size(), &|| world.tick(), image.make_empty()).await,
             _ => snapshots.delete("s").await,

@@ -341,7 +341,10 @@ fn without_the_passphrase_it_is_described_and_checked_but_not_read() {
             let image = reopen(&path).await;
             let packed = image.write_compressed(0, IoData::copy_of(&[1; 65536])).unwrap().await;
             assert_eq!(packed.unwrap_err().kind, ErrorKind::Unsupported);
-            let refused = image.amend(&Options::parse("encrypt.format=luks").unwrap()).await.unwrap_err();
+            let refused = image
+                .amend(&Options::parse("encrypt.format=luks").unwrap(), &Progress::default())
+                .await
+                .unwrap_err();
             assert_eq!(refused.kind, ErrorKind::Unsupported);
             image.close().await.unwrap();
             drop(image);
@@ -397,7 +400,9 @@ fn passphrases_are_added_and_taken_away() {
         make(&path, 1 << 20, &quick("encrypt.format=luks"), None, Some(SECRET)).await.unwrap();
         let image = reopen(&path).await;
         image.write(5000, IoData::copy_of(&[7; 9000])).await.unwrap();
-        let amend = async |o: &str| image.amend(&Options::parse(o).unwrap()).await.map_err(|e| e.kind);
+        let amend = async |o: &str| {
+            image.amend(&Options::parse(o).unwrap(), &Progress::default()).await.map_err(|e| e.kind)
+        };
         // The last one stays.
         let last = Err(ErrorKind::Invalid);
         assert_eq!(amend("encrypt.state=inactive,encrypt.keyslot=0").await, last);
@@ -428,12 +433,12 @@ fn passphrases_are_added_and_taken_away() {
         // Without a passphrase there is no key to put anywhere.
         let locked = open_with(&path, None).await.unwrap();
         let add = Options::parse(&format!("{add}=x")).unwrap();
-        assert_eq!(locked.amend(&add).await.map_err(|e| e.kind), Err(ErrorKind::Key));
+        assert_eq!(locked.amend(&add, &Progress::default()).await.map_err(|e| e.kind), Err(ErrorKind::Key));
         // On demand the last one goes, and all data with it.
         drop(locked);
         let image = open_with(&path, Some(b"fifth")).await.unwrap();
         let gone = "encrypt.state=inactive,encrypt.keyslot=5,encrypt.force=on";
-        image.amend(&Options::parse(gone).unwrap()).await.unwrap();
+        image.amend(&Options::parse(gone).unwrap(), &Progress::default()).await.unwrap();
         image.close().await.unwrap();
         drop(image);
         assert!(open_with(&path, Some(b"fifth")).await.is_err());
@@ -448,7 +453,7 @@ fn passphrases_are_added_and_taken_away() {
                 format!("encrypt.state=active,encrypt.iter-time=1,encrypt.new-secret={secret}"),
                 "encrypt.state=inactive,encrypt.keyslot=0".to_owned(),
             ] {
-                image.amend(&Options::parse(&o).unwrap()).await.unwrap();
+                image.amend(&Options::parse(&o).unwrap(), &Progress::default()).await.unwrap();
             }
             image.close().await.unwrap();
         });

@@ -289,7 +289,7 @@ fn more_references_than_a_count_can_say_are_left_alone() {
         image.close().await.unwrap();
         // With wider counts it can be mended.
         let (image, _) = open(&file.contents()).await;
-        image.amend(&Options::parse("refcount_bits=2").unwrap()).await.unwrap();
+        image.amend(&Options::parse("refcount_bits=2").unwrap(), &Progress::default()).await.unwrap();
         image.check(Repair::All, &Progress::default()).await.unwrap();
         assert!(image.check(Repair::No, &Progress::default()).await.unwrap().is_clean());
         // A write to one of the two does not change the other.
@@ -479,5 +479,108 @@ fn tables_that_many_snapshots_share_are_looked_at_once() {
         let (image, _) = open_for_check(&bytes).await;
         let report = image.check(Repair::No, &Progress::default()).await.unwrap();
         assert!(report.corruptions > 0, "{report:?}");
+    });
+}
+
+/// An image with one cluster of data, and where its L2 table is.
+async fn one_cluster(options: &str) -> (Vec<u8>, usize) {
+    let (image, output) = create(options, SIZE).await;
+    image.write(0, IoData::copy_of(&[1; 64 << 10])).await.unwrap();
+    image.close().await.unwrap();
+    let bytes = output.file("image").unwrap().contents();
+    let l2 = be64(&bytes, be64(&bytes, 40) as usize) & 0x00ff_ffff_ffff_fe00;
+    (bytes, l2 as usize)
+}
+
+#[test]
+fn misplaced_clusters_go_where_they_hold_nothing() {
+    block_on(async {
+        for (options, zeros) in [("", false), ("extended_l2=on", false), ("", true), ("extended_l2=on", true)]
+        {
+            let (mut bytes, l2) = one_cluster(options).await;
+            let entry = be64(&bytes, l2) + 0x200;
+            let extended = !options.is_empty();
+            let zero = if zeros && !extended { 1 } else { 0 };
+            bytes[l2..l2 + 8].copy_from_slice(&(entry | zero).to_be_bytes());
+            if zeros && extended {
+                bytes[l2 + 8..l2 + 16].copy_from_slice(&(0xffff_ffff_u64 << 32).to_be_bytes());
+            }
+            let (image, _) = open(&bytes).await;
+            image.read(0, IoBuf::new(512)).await.unwrap_err();
+            let report = image.check(Repair::All, &Progress::default()).await.unwrap();
+            let again = image.check(Repair::No, &Progress::default()).await.unwrap();
+            assert_eq!(again.is_clean(), zeros, "{options}: {report:?} {again:?}");
+            let read = image.read(0, IoBuf::new(512)).await;
+            if zeros {
+                assert!(report.messages[0].starts_with("Repairing offset="), "{report:?}");
+                assert!(read.unwrap()[..] == [0; 512]);
+            } else {
+                // It may be the data nevertheless: nobody else gets its place.
+                assert!(report.messages[0].contains("Data cluster is not properly aligned"), "{report:?}");
+                assert_eq!((again.corruptions, again.leaks), (1, 0), "{again:?}");
+                read.unwrap_err();
+            }
+        }
+    });
+}
+
+#[test]
+fn counts_that_call_something_free_are_written_anew() {
+    block_on(async {
+        let (mut bytes, l2) = one_cluster("").await;
+        let data = (be64(&bytes, l2) & 0x00ff_ffff_ffff_fe00) as usize >> 16;
+        let block = be64(&bytes, be64(&bytes, 48) as usize) as usize;
+        bytes[block + data * 2..block + data * 2 + 2].fill(0);
+        let (image, file) = open(&bytes).await;
+        let report = image.check(Repair::All, &Progress::default()).await.unwrap();
+        assert!(report.is_clean(), "{report:?}");
+        assert!(report.messages.iter().any(|m| m == "Rebuilding refcount structure"), "{report:?}");
+        image.close().await.unwrap();
+        let new = file.contents();
+        assert!(be64(&new, 48) != be64(&bytes, 48));
+        assert_eq!(their_check(&new).unwrap_or(0), 0);
+        let (image, _) = open(&new).await;
+        let again = image.check(Repair::No, &Progress::default()).await.unwrap();
+        assert_eq!((again.corruptions, again.leaks), (0, 0), "{again:?}");
+        assert!(image.read(0, IoBuf::new(64 << 10)).await.unwrap()[..] == [1; 64 << 10]);
+    });
+}
+
+#[test]
+fn a_snapshot_that_fails_in_a_damaged_image_leaves_it_as_it_was() {
+    block_on(async {
+        let (mut bytes, l2) = one_cluster("").await;
+        bytes[l2 + 8..l2 + 16].copy_from_slice(&0xbfff_ffff_ffff_0000_u64.to_be_bytes());
+        let (image, file) = open(&bytes).await;
+        image.snapshots().unwrap().create(&template()).await.unwrap_err();
+        drop(image);
+        // It can be opened, read and written still.
+        let (image, _) = open(&file.contents()).await;
+        assert!(image.snapshots().unwrap().list().is_empty() && !image.describe().dirty);
+        assert!(image.read(0, IoBuf::new(64 << 10)).await.unwrap()[..] == [1; 64 << 10]);
+        image.write(0, IoData::copy_of(&[2; 512])).await.unwrap();
+        image.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_snapshot_whose_table_cannot_be_is_told_by_a_check() {
+    block_on(async {
+        let (image, output) = create("", SIZE).await;
+        image.write(0, IoData::copy_of(&[1; 64 << 10])).await.unwrap();
+        image.snapshots().unwrap().create(&template()).await.unwrap();
+        image.close().await.unwrap();
+        let bytes = output.file("image").unwrap().contents();
+        let table = be64(&bytes, 64) as usize;
+        for (at, value, text) in [(8, 0x1000_0000_u32, "too large"), (4, 0x40_0200, "not cluster aligned")] {
+            let mut bytes = bytes.clone();
+            bytes[table + at..table + at + 4].copy_from_slice(&value.to_be_bytes());
+            let (image, _) = open(&bytes).await;
+            assert!(image.read(0, IoBuf::new(64 << 10)).await.unwrap()[..] == [1; 64 << 10]);
+            let report = image.check(Repair::No, &Progress::default()).await.unwrap();
+            assert!(report.messages[0].contains(text), "{report:?}");
+            image.snapshots().unwrap().view("s").await.err().unwrap();
+            image.snapshots().unwrap().delete("s").await.unwrap_err();
+        }
     });
 }

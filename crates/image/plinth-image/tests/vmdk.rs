@@ -508,3 +508,45 @@ fn damaged_images_do_no_harm() {
         assert!(begin.elapsed().as_secs() < 20, "image {n} takes {:?}", begin.elapsed());
     }
 }
+
+#[test]
+fn disks_of_several_files_say_which_one_has_a_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("d.vmdk");
+    block_on(async {
+        const GIB: u64 = 1 << 30;
+        let made = create(&path, "subformat=twoGbMaxExtentSparse", 5 * GIB, None).await.unwrap();
+        made.0.close().await.unwrap();
+        drop(made.0);
+        made.1.finish().unwrap();
+        let image = opened(&path, false).await.unwrap();
+        let files = image.data_files();
+        let starts: Vec<u64> = files.iter().map(|f| f.0).collect();
+        assert_eq!(starts, [0, 2 * GIB, 4 * GIB]);
+        image.write(3 * GIB, IoData::copy_of(&[7; 65536])).await.unwrap();
+        image.flush().await.unwrap();
+        let extent = image.status(3 * GIB, 65536).await.unwrap();
+        let bytes = std::fs::read(&files[1].1).unwrap();
+        let at = extent.host.unwrap() as usize;
+        assert!(bytes[at..at + 65536] == [7; 65536]);
+    });
+}
+
+#[test]
+fn descriptions_with_offsets_that_cannot_be_are_refused() {
+    block_on(async {
+        for (line, right) in [
+            ("RW 16 VMFS \"x\"", true),
+            ("RW 16 VMFS \"x\" 0", true),
+            ("RW 16 VMFS \"x\" 1", false),
+            ("RW 16 FLAT \"x\" 1", true),
+        ] {
+            let text = format!(
+                "# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType=\"x\"\n{line}\n"
+            );
+            let error = reopen(Rc::new(MemoryNode::with("d", text.as_bytes()))).await.err().unwrap();
+            // There is no such file in any case.
+            assert_eq!(error.to_string().contains(vmdk::BAD_EXTENT), !right, "{line}: {error}");
+        }
+    });
+}

@@ -310,3 +310,79 @@ fn copies_that_agree_are_a_quorum() {
     does(dir, &["convert", "-n", "-f", "raw", "-O", "raw", "new", &described(3)]);
     assert!(["a", "b", "c"].iter().all(|n| fs::read(dir.join(n)).unwrap() == [3; 1 << 16]));
 }
+
+#[test]
+fn progress_is_told_of_the_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut bytes = vec![0; 16 << 20];
+    for n in 0..2 {
+        bytes[n * (8 << 20)..n * (8 << 20) + (1 << 20)].fill(1);
+    }
+    image(dir, "a", &bytes, &[]);
+    let shown = does(dir, &["convert", "-p", "-O", "raw", "a", "b"]);
+    let steps: Vec<&str> = shown.trim().split('\r').map(str::trim).collect();
+    assert_eq!(steps, ["(0.00/100%)", "(50.00/100%)", "(100.00/100%)", "(100.00/100%)"]);
+    let shown = does(dir, &["amend", "-p", "-o", "compat=0.10", "a"]);
+    assert!(shown.contains("(100.00/100%)"), "{shown}");
+}
+
+#[test]
+fn options_are_listed_in_the_words_of_the_peer() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let create = does(dir, &["create", "-f", "qcow2", "-o", "help"]);
+    assert!(
+        create
+            .starts_with("Supported qcow2 options:\n  backing_file=<str>     - File name of a base image\n")
+    );
+    assert!(does(dir, &["create", "-f", "qcow2", "-o", "?", "x"]).contains("  nocow=<bool (on/off)>  - "));
+    let amend = does(dir, &["amend", "-f", "qcow2", "-o", "help"]);
+    assert!(amend.starts_with("Amend options for 'qcow2':\n") && !amend.contains("cluster_size"), "{amend}");
+    fails(dir, &["amend", "-o", "help"], 1, "Expecting one image file name");
+    fails(dir, &["create", "-f", "qcow2", "-o", ",help", "x"], 1, "Invalid option list: ,help");
+}
+
+#[test]
+fn what_is_copied_into_an_image_stands_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    image(dir, "source", &clusters(&[0, 1, 0, 0]), &[]);
+    does(dir, &["create", "-q", "-f", "qcow2", "target", "256k"]);
+    does(dir, &["convert", "-n", "-O", "qcow2", "source", "target"]);
+    // Whatever is put below it later does not show.
+    image(dir, "base", &clusters(&[5, 5, 5, 5]), &[]);
+    does(dir, &["rebase", "-u", "-b", "base", "-F", "qcow2", "target"]);
+    assert!(contents(dir, "target") == clusters(&[0, 1, 0, 0]));
+}
+
+#[test]
+fn amending_is_refused_in_the_words_of_the_peer() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    does(dir, &["create", "-q", "-f", "qcow2", "-o", "data_file=data", "a", "1M"]);
+    fails(dir, &["amend", "-o", "compat=0.10", "a"], 1, "Cannot downgrade an image with a data file");
+    fails(
+        dir,
+        &["amend", "-o", "data_file_raw=on", "a"],
+        1,
+        "data-file-raw cannot be set on existing images",
+    );
+    // Without a name of the data file in it, the file can be given.
+    does(dir, &["amend", "-o", "data_file=", "a"]);
+    fails(dir, &["info", "a"], 1, "it does not say in which");
+    let given = "data-file.filename=data,file.filename=a";
+    assert!(does(dir, &["info", "--image-opts", given]).starts_with("image: a\n"));
+    does(dir, &["create", "-q", "-f", "qcow2", "-o", "extended_l2=on", "b", "1M"]);
+    fails(dir, &["amend", "-o", "compat=0.10", "b"], 1, "with incompatible features 0x10 set");
+    fails(
+        dir,
+        &["amend", "-o", "data_file=x", "b"],
+        1,
+        "data-file can only be set for images that use an external",
+    );
+    image(dir, "base", &clusters(&[1]), &[]);
+    does(dir, &["create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "c"]);
+    does(dir, &["amend", "-o", "backing_file=base,backing_fmt=qcow2", "c"]);
+    fails(dir, &["amend", "-o", "backing_file=b", "c"], 1, "Cannot amend the backing file");
+}

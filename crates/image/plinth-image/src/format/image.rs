@@ -30,6 +30,8 @@ pub struct Description {
     pub compressed: bool,
     /// It was not closed in good order, and a check is due.
     pub dirty: bool,
+    /// What was found and mended when it was opened, because it had not been closed in good order.
+    pub mended: Vec<String>,
     /// The image below.
     pub backing: Option<BackingLink>,
     /// What is recorded as the format of the image below, where it is the name of none that Plinth has.
@@ -118,19 +120,31 @@ impl CheckReport {
     }
 }
 
-/// How far a long operation has come. Whoever runs it reads this between its steps.
-#[derive(Debug, Default)]
+/// Whoever is told of every step of an operation.
+type Watcher = Box<dyn Fn(&Progress)>;
+
+/// How far a long operation has come. Whoever runs it reads this between its steps, or is told of each.
+#[derive(Default)]
 pub struct Progress {
     /// Work in all; 0 until it is known.
     pub total: Cell<u64>,
     /// Work done.
     pub done: Cell<u64>,
+    watcher: Option<Watcher>,
 }
 
 impl Progress {
+    /// One that tells `watcher` of every step.
+    pub fn watched(watcher: impl Fn(&Progress) + 'static) -> Self {
+        Self { watcher: Some(Box::new(watcher)), ..Self::default() }
+    }
+
     /// Some more is done.
     pub fn add(&self, n: u64) {
         self.done.set(self.done.get() + n);
+        if let Some(watcher) = &self.watcher {
+            watcher(self);
+        }
     }
 }
 
@@ -246,6 +260,11 @@ pub trait Image: Node {
     fn format(&self) -> Format;
     /// What is known of it.
     fn describe(&self) -> Description;
+    /// The files that hold the disk's bytes, if that is not only the image's own: from which byte of the disk on, and
+    /// the name. `host` of an [`Extent`](crate::graph::Extent) is a place in the one that has the byte.
+    fn data_files(&self) -> Vec<(u64, String)> {
+        Vec::new()
+    }
     /// The image below, open.
     fn backing(&self) -> Option<NodeRef>;
     /// Checks the image's tables, and mends what `repair` says.
@@ -278,7 +297,7 @@ pub trait Image: Node {
     ///
     /// # Errors
     /// [`Unsupported`](crate::ErrorKind::Unsupported), [`Invalid`](crate::ErrorKind::Invalid); as for a write.
-    fn amend<'a>(&'a self, _options: &'a Options) -> Io<'a, ()> {
+    fn amend<'a>(&'a self, _options: &'a Options, _progress: &'a Progress) -> Io<'a, ()> {
         let error = unsupported(self.info(), self.format(), "change options of");
         Box::pin(async { Err(error) })
     }

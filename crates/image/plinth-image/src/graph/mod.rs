@@ -62,7 +62,8 @@ pub struct Extent {
     /// Which layer has it: 0 for the node that was asked, 1 for its backing image, and so on. If no layer has
     /// it, the last one.
     pub depth: u32,
-    /// Byte of the layer's file where the bytes are as they are, in a row.
+    /// Byte of the layer's file where the bytes are as they are, in a row. Of a layer of several files, it is the one
+    /// that has the first of the bytes.
     pub host: Option<u64>,
 }
 

@@ -26,6 +26,12 @@ pub struct CopyOptions {
     pub target_is_zero: bool,
     /// Runs of zeros of at least so many bytes are not written as data. 0: everything is written as data.
     pub zero_run: u64,
+    /// Granularity in which zeros are looked for, at least: a power of two.
+    pub zero_grain: u64,
+    /// Zeros are noted in the target where it has nothing, too, so that nothing that is put below it later shows.
+    pub note_zeros: bool,
+    /// Progress counts what is read or written as data, not the whole disk. What that is has to be found out first.
+    pub progress_by_data: bool,
     /// Write compressed clusters.
     pub compress: bool,
     /// Only what the uppermost layers have, so many of them; what they do not have is left alone in the target.
@@ -47,6 +53,9 @@ impl Default for CopyOptions {
             in_order: false,
             target_is_zero: false,
             zero_run: 32 << 10,
+            zero_grain: GRAIN,
+            note_zeros: false,
+            progress_by_data: false,
             compress: false,
             layers: None,
             exact: false,
@@ -67,10 +76,13 @@ pub struct CopyReport {
     pub unreadable: Vec<(u64, u64)>,
 }
 
-/// Granularity in which zeros are looked for, at least.
+/// Granularity in which zeros are looked for, if nothing else is said.
 const GRAIN: u64 = 4096;
 /// Unreadable ranges that are reported.
 const MAX_UNREADABLE: usize = 1000;
+
+/// A step of writing, and the bytes of it that progress counts.
+type Counted = (Step, u64);
 
 /// A step of writing.
 enum Step {
@@ -123,6 +135,14 @@ pub async fn copy(
         pace: Cell::new(0),
     };
     let piece = options.piece.max(align);
+    if options.progress_by_data {
+        let plan = Plan::new(source, range.clone(), align, piece, options.layers);
+        let mut total = 0;
+        while let Some(run) = plan.next().await? {
+            total += copier.counted(run);
+        }
+        progress.total.set(total);
+    }
     let plan = Plan::new(source, range, align, piece, options.layers);
     let runs = stream::try_unfold(&plan, async |plan| Ok(plan.next().await?.map(|run| (run, plan))));
     let reads = options.in_flight.div_ceil(2);
@@ -134,7 +154,7 @@ pub async fn copy(
     };
     runs.map_ok(|run| copier.read(run))
         .try_buffered(reads)
-        .map_ok(|(run, data)| stream::iter(copier.steps(run, data).into_iter().map(Ok)))
+        .map_ok(|(run, data)| stream::iter(copier.counted_steps(run, data).into_iter().map(Ok)))
         .try_flatten()
         .map_ok(|step| copier.write(step, progress))
         .try_buffer_unordered(writes)
@@ -196,8 +216,33 @@ impl Copier<'_> {
         Ok(all)
     }
 
+    /// Bytes of a run that progress counts.
+    fn counted(&self, run: Run) -> u64 {
+        let data = match run.kind {
+            Kind::Data => true,
+            Kind::Zero => self.options.zero_run == 0,
+            Kind::Absent => false,
+        };
+        if data || !self.options.progress_by_data { run.len } else { 0 }
+    }
+
     fn place(&self, offset: u64) -> u64 {
         (i128::from(offset) + self.shift) as u64
+    }
+
+    fn counted_steps(&self, run: Run, data: Option<IoData>) -> Vec<Counted> {
+        let counts = self.counted(run) > 0;
+        let len = |step: &Step| match step {
+            Step::Data(_, data) => data.len() as u64,
+            Step::Zero(_, len) | Step::Nothing(len) => *len,
+        };
+        let steps = self.steps(run, data).into_iter();
+        steps
+            .map(|s| {
+                let n = if counts { len(&s) } else { 0 };
+                (s, n)
+            })
+            .collect()
     }
 
     /// What to do about a run.
@@ -228,7 +273,8 @@ impl Copier<'_> {
         if self.options.zero_run == 0 {
             return vec![Step::Data(at, data)];
         }
-        let runs = zero_runs(&data, at, self.align.max(GRAIN), self.options.zero_run);
+        let runs =
+            zero_runs(&data, at, self.align.max(GRAIN).max(self.options.zero_grain), self.options.zero_run);
         runs.into_iter()
             .map(|(r, zero)| {
                 let place = at + r.start as u64;
@@ -247,7 +293,7 @@ impl Copier<'_> {
             .collect()
     }
 
-    async fn write(&self, step: Step, progress: &Progress) -> Result<(), Error> {
+    async fn write(&self, (step, counted): Counted, progress: &Progress) -> Result<(), Error> {
         match step {
             Step::Data(at, data) => {
                 let len = data.len() as u64;
@@ -262,15 +308,20 @@ impl Copier<'_> {
                     self.target.write(at, data).await?;
                 }
                 self.count(|r| r.written += len);
-                progress.add(len);
             }
             Step::Zero(at, len) => {
                 if !self.options.target_is_zero {
                     self.target.write_zeroes(at, len, true).await?;
+                    if self.options.note_zeros {
+                        // What has no place by now gets a note; the rest is zeros already.
+                        self.target.write_zeroes(at, len, false).await?;
+                    }
                 }
-                progress.add(len);
             }
-            Step::Nothing(len) => progress.add(len),
+            Step::Nothing(_) => {}
+        }
+        if counted > 0 {
+            progress.add(counted);
         }
         Ok(())
     }

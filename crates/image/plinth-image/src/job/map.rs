@@ -26,7 +26,8 @@ impl MapEntry {
     }
 }
 
-/// Gives `each` the runs of a range, in order, each as long as it is.
+/// Gives `each` the runs of a range, in order, each as long as it is; those on the two sides of one of the `borders`,
+/// in order, are not one.
 ///
 /// # Errors
 /// The node's; those of `each`.
@@ -34,6 +35,7 @@ pub async fn map<E: From<Error>>(
     node: &dyn Node,
     start: u64,
     end: u64,
+    borders: &[u64],
     each: &mut dyn FnMut(MapEntry) -> Result<(), E>,
 ) -> Result<(), E> {
     let end = end.min(node.size());
@@ -45,7 +47,9 @@ pub async fn map<E: From<Error>>(
         let from = at;
         at += extent.len;
         match &mut current {
-            Some(entry) if entry.joins(&extent) => entry.extent.len += extent.len,
+            Some(entry) if entry.joins(&extent) && borders.binary_search(&from).is_err() => {
+                entry.extent.len += extent.len
+            }
             _ => {
                 if let Some(done) = current.replace(MapEntry { start: from, extent }) {
                     each(done)?;

@@ -400,7 +400,7 @@ impl Image for LuksImage {
         })
     }
 
-    fn amend<'a>(&'a self, options: &'a Options) -> Io<'a, ()> {
+    fn amend<'a>(&'a self, options: &'a Options, _progress: &'a Progress) -> Io<'a, ()> {
         Box::pin(self.change_keys(options))
     }
 }

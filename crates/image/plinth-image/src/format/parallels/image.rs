@@ -7,7 +7,7 @@ use async_lock::Mutex;
 use futures_util::future::join_all;
 use serde_json::json;
 
-use super::{CLOSED, HEADER, Header, IN_USE, le32, le64, read_header};
+use super::{CLOSED, HEADER, Header, IN_USE, SAME_PLACE, UNUSED_TAIL, WRONG_START, le32, le64, read_header};
 use crate::format::{CheckReport, Description, Format, Image, Progress, Repair};
 use crate::graph::{
     Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, RangeGuard, RangeLocks, check_range, check_write,
@@ -83,7 +83,12 @@ async fn read_meta(file: &dyn Node, len: usize) -> Result<Vec<u8>, Error> {
 
 impl ParallelsImage {
     pub async fn open(file: NodeRef, read_only: bool) -> Result<Self, Error> {
-        let header = read_header(&*file).await?;
+        Self::open_with(file, read_only, false).await
+    }
+
+    /// `for_check`: where the data begins need not be right.
+    pub async fn open_with(file: NodeRef, read_only: bool, for_check: bool) -> Result<Self, Error> {
+        let header = read_header(&*file, for_check).await?;
         let len = HEADER + header.entries as usize * 4;
         let meta = read_meta(&*file, len).await?;
         let info = NodeInfo {
@@ -104,6 +109,7 @@ impl ParallelsImage {
             locks: RangeLocks::default(),
             writing: Mutex::new(()),
         };
+        image.find_start();
         if !read_only {
             image.prepare().await?;
         }
@@ -115,7 +121,7 @@ impl ParallelsImage {
         self.refuse_needed_extensions().await?;
         let mut report = CheckReport::default();
         let bad = self.survey(&mut report);
-        self.damaged.set(!bad.is_empty());
+        self.damaged.set(!bad.is_empty() || self.header.borrow().misplaced);
         if self.found_in_use.get() && !self.damaged.get() {
             let end = self.end_of_data();
             if self.file.size() > end && self.header.borrow().extension == 0 {
@@ -236,7 +242,7 @@ impl ParallelsImage {
         for pair in used.windows(2) {
             if pair[0].0 == pair[1].0 {
                 report.corruptions += 1;
-                report.say(format_args!("clusters {} and {} are in the same place", pair[0].1, pair[1].1));
+                report.say(format_args!("clusters {} and {} {SAME_PLACE}", pair[0].1, pair[1].1));
                 bad.push(pair[1].1);
             }
         }
@@ -501,6 +507,35 @@ impl ParallelsImage {
         }
         self.flush_all().await
     }
+
+    /// Takes the first place that the entries fit to for where the data begins. In the newer form all of them do.
+    fn find_start(&self) {
+        let Header { extended, misplaced, entries, data, cluster, .. } = *self.header.borrow();
+        if !misplaced || extended {
+            return;
+        }
+        let unit = self.header.borrow().unit();
+        let places = (0..entries).map(|n| u64::from(self.entry(n)) * unit).filter(|&at| at >= data);
+        if let Some(first) = places.min() {
+            self.header.borrow_mut().data = data + (first - data) % cluster;
+        }
+    }
+
+    /// Writes where the data begins. `whole`: nothing else is wrong.
+    async fn mend_start(&self, whole: bool) -> Result<(), Error> {
+        let _alone = self.writing.lock().await;
+        let sector = {
+            let mut meta = self.meta.borrow_mut();
+            let sectors = (self.header.borrow().data / SECTOR) as u32;
+            meta[48..52].copy_from_slice(&sectors.to_le_bytes());
+            IoData::copy_of(&meta[..HEADER])
+        };
+        self.file.write(0, sector).await?;
+        self.file.flush().await?;
+        self.header.borrow_mut().misplaced = false;
+        self.damaged.set(!whole);
+        Ok(())
+    }
 }
 
 impl Node for ParallelsImage {
@@ -707,6 +742,15 @@ impl Image for ParallelsImage {
                 self.flush_all().await?;
             }
             let bad = self.survey(&mut report);
+            if self.header.borrow().misplaced {
+                report.corruptions += 1;
+                report.say(WRONG_START);
+                if repair == Repair::All {
+                    check_write(self, 0, 0)?;
+                    self.mend_start(bad.is_empty()).await?;
+                    report.corruptions_fixed += 1;
+                }
+            }
             let header = self.header.borrow().clone();
             if self.found_in_use.get() && self.info.read_only {
                 report.corruptions += 1;
@@ -723,7 +767,7 @@ impl Image for ParallelsImage {
             let in_hand = self.marked.get() && repair == Repair::No;
             if tail > 0 && header.extension == 0 && !in_hand {
                 report.leaks += tail.div_ceil(header.cluster);
-                report.say(format_args!("{tail} bytes at the file's end are not in use"));
+                report.say(format_args!("{tail} {UNUSED_TAIL}"));
                 if repair != Repair::No {
                     check_write(self, 0, 0)?;
                     self.file.resize(report.image_end).await?;

@@ -41,6 +41,12 @@ pub static DRIVER: Driver = Driver {
 /// The older form counts clusters in sectors, the newer one in clusters.
 const MAGICS: [&[u8; 16]; 2] = [b"WithoutFreeSpace", b"WithouFreSpacExt"];
 const HEADER: usize = 64;
+/// A finding.
+pub const WRONG_START: &str = "the header says that the data begins where it cannot";
+/// How a finding ends that begins with how many.
+pub const UNUSED_TAIL: &str = "bytes at the file's end are not in use";
+/// How a finding ends that begins with which clusters.
+pub const SAME_PLACE: &str = "are in the same place";
 /// Values of the mark.
 const IN_USE: u32 = 0x746f_6e59;
 const CLOSED: u32 = 0x312e_3276;
@@ -62,6 +68,8 @@ struct Header {
     in_use: u32,
     /// Byte of the file where clusters begin.
     data: u64,
+    /// What the header says of that cannot be; `data` is the first place behind the table.
+    misplaced: bool,
     /// Byte of the format extension, or 0.
     extension: u64,
 }
@@ -75,7 +83,7 @@ fn le64(b: &[u8], at: usize) -> u64 {
 }
 
 impl Header {
-    fn parse(b: &[u8], file: u64) -> Result<Self, String> {
+    fn parse(b: &[u8], file: u64, for_check: bool) -> Result<Self, String> {
         let Some(form) = MAGICS.iter().position(|m| b.starts_with(*m)) else {
             return Err("it does not begin as a Parallels disk does".to_owned());
         };
@@ -100,11 +108,15 @@ impl Header {
             0 if !extended => end.next_multiple_of(SECTOR),
             at => at,
         };
-        if data < end.next_multiple_of(SECTOR) || (extended && !data.is_multiple_of(cluster)) {
+        let least = end.next_multiple_of(SECTOR);
+        let misplaced = data < least || (extended && !data.is_multiple_of(cluster));
+        if misplaced && !for_check {
             return Err(format!("its data begins at {data}, where it cannot be"));
         }
+        let first = if extended { end.next_multiple_of(cluster) } else { least };
+        let data = if misplaced { first } else { data };
         let extension = le64(b, 56).checked_mul(SECTOR).ok_or("its extension is nowhere")?;
-        Ok(Self { extended, cluster, entries, size, in_use: le32(b, 44), data, extension })
+        Ok(Self { extended, cluster, entries, size, in_use: le32(b, 44), data, misplaced, extension })
     }
 
     /// Bytes that one step of a BAT entry means.
@@ -113,9 +125,10 @@ impl Header {
     }
 }
 
-async fn read_header(file: &dyn Node) -> Result<Header, Error> {
+/// `for_check`: where the data begins need not be right.
+async fn read_header(file: &dyn Node, for_check: bool) -> Result<Header, Error> {
     let bytes = read_table(file, 0, HEADER, "the header").await?;
-    Header::parse(&bytes, file.size()).map_err(|why| Error::corrupt(&file.info().name, why))
+    Header::parse(&bytes, file.size(), for_check).map_err(|why| Error::corrupt(&file.info().name, why))
 }
 
 async fn open(request: OpenRequest) -> Result<Rc<dyn Image>, Error> {
@@ -125,7 +138,7 @@ async fn open(request: OpenRequest) -> Result<Rc<dyn Image>, Error> {
         return Ok(Rc::new(bundle::open(file, &*links, options.read_only).await?));
     }
     let read_only = options.read_only || file.info().read_only;
-    Ok(Rc::new(ParallelsImage::open(file, read_only).await?))
+    Ok(Rc::new(ParallelsImage::open_with(file, read_only, options.for_check).await?))
 }
 
 async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> {

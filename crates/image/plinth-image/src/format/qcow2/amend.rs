@@ -1,13 +1,21 @@
 //! Changes of an image's options.
 
 use super::Core;
+use super::alloc::Freed;
 use super::create::OPTIONS;
+use super::guard::Kind as Guarded;
 use super::header::{self, Header};
-use super::map::{COMPRESSED, COPIED, Entry, OFFSET, View, ZERO};
+use super::map::{COMPRESSED, COPIED, Entry, ZERO};
 use crate::format::luks::inside::Inside;
 use crate::format::{BackingLink, Format, Options, Progress};
-use crate::graph::{IoBuf, NodeRef};
+use crate::graph::NodeRef;
 use crate::{Error, ErrorKind};
+
+/// References that wait to be taken back at most, when tables are written out.
+const MAX_PENDING: usize = 1 << 16;
+
+/// Why an image whose disk had another size at some snapshot does not become version 2, which knows one size only.
+pub const OTHER_SIZE: &str = "a snapshot has another size than the disk";
 
 /// The name of a format that QEMU knows it by.
 pub fn qemu_name(format: Format) -> &'static str {
@@ -67,7 +75,7 @@ impl Core {
     }
 
     /// Changes options of the format.
-    pub async fn amend(&self, options: &Options) -> Result<(), Error> {
+    pub async fn amend(&self, options: &Options, progress: &Progress) -> Result<(), Error> {
         let (keys, options) = &key_options(options);
         options.check(OPTIONS)?;
         let doing = || format!("cannot change options of '{}'", self.info.name);
@@ -135,13 +143,14 @@ impl Core {
             self.change_header(|h| h.autoclear &= !header::DATA_FILE_RAW).await?;
         }
         if version < header.version {
-            self.downgrade().await?;
+            self.downgrade(progress).await?;
         }
         self.file.flush().await
     }
 
     async fn set_lazy(&self, lazy: bool) -> Result<(), Error> {
         // With all counts written, either way of marking the image is right.
+        self.settle().await?;
         self.unmark().await?;
         self.change_header(|h| {
             h.compatible &= !header::LAZY_REFCOUNTS;
@@ -151,6 +160,7 @@ impl Core {
     }
 
     async fn upgrade(&self) -> Result<(), Error> {
+        self.settle().await?;
         self.unmark().await?;
         let snapshots = self.snapshots.borrow().clone();
         if !snapshots.is_empty() {
@@ -165,7 +175,7 @@ impl Core {
         .await
     }
 
-    async fn downgrade(&self) -> Result<(), Error> {
+    async fn downgrade(&self, progress: &Progress) -> Result<(), Error> {
         let doing = || format!("cannot make '{}' version 2", self.info.name);
         let refused = |why: &str| Err(Error::new(ErrorKind::Unsupported, doing(), why));
         let header = self.header.borrow().clone();
@@ -179,20 +189,12 @@ impl Core {
             return refused("it has bitmaps");
         }
         if self.snapshots.borrow().iter().any(|s| s.info.disk_size != self.size.get()) {
-            return refused("a snapshot has another size than the disk");
-        }
-        let snapshots = self.snapshots.borrow().clone();
-        for snapshot in snapshots {
-            if self.notes_zeros(&self.read_l1(snapshot.l1_offset, snapshot.l1_size).await?).await? {
-                return refused(
-                    "a snapshot has notes of zeros, which version 2 does not know; delete it first",
-                );
-            }
+            return refused(OTHER_SIZE);
         }
         self.set_lazy(false).await?;
-        self.write_out_zeros().await?;
-        self.changed();
-        self.commit_with(true).await?;
+        self.write_out_zeros(progress).await?;
+        // What was given back by that, too: without a mark nobody would look for it.
+        self.settle().await?;
         self.unmark().await?;
         self.rewrite_header(|h| {
             h.version = 2;
@@ -204,51 +206,98 @@ impl Core {
         .await
     }
 
-    /// True if the tables of a snapshot have notes of zeros.
-    async fn notes_zeros(&self, l1: &[u64]) -> Result<bool, Error> {
-        let per = self.l2.block_size() as u64 / self.entry_size();
-        let tables = (0..).zip(l1).filter(|t| *t.1 & OFFSET != 0);
-        for (index, _) in tables {
-            for cluster in (index * self.l2_entries()..(index + 1) * self.l2_entries()).step_by(per as usize)
-            {
-                let Some((block, _)) = self.slice(View::Table(l1), cluster).await? else { continue };
-                let noted = |entry: Entry| entry.word & COMPRESSED == 0 && entry.word & ZERO != 0;
-                if block.with(|b| (0..per as usize).any(|n| noted(self.read_entry(b, n)))) {
-                    return Ok(true);
-                }
-            }
+    /// Notes of zeros become zeros in all tables, those of snapshots too: nothing, or data where there is an image
+    /// below. Tables change where they are, so that whoever shares one has it in common still; a cluster that one
+    /// refers to then is counted as often as the table itself.
+    async fn write_out_zeros(&self, progress: &Progress) -> Result<(), Error> {
+        let active = self.l1.borrow().entries.clone();
+        let snapshots: Vec<_> = self.snapshots.borrow().iter().map(|s| (s.l1_offset, s.l1_size)).collect();
+        let tables: u64 = snapshots.iter().map(|s| u64::from(s.1)).sum();
+        progress.total.set(active.len() as u64 + tables);
+        for (index, entry) in (0..).zip(active) {
+            self.write_out_table(entry, index, true).await?;
+            progress.add(1);
         }
-        Ok(false)
-    }
-
-    /// Notes of zeros become zeros: nothing, or data where there is an image below.
-    async fn write_out_zeros(&self) -> Result<(), Error> {
-        let clusters = self.size.get().div_ceil(self.cluster);
-        let mut at = 0;
-        while at < clusters {
-            let old = self.entries(at, clusters - at).await?;
-            for (n, entry) in old.iter().enumerate() {
-                if entry.word & COMPRESSED != 0 || entry.word & ZERO == 0 {
-                    continue;
-                }
-                let cluster = at + n as u64;
-                let start = cluster << self.bits;
-                let bare = self.backing.borrow().as_ref().is_none_or(|b| b.size() <= start);
-                match self.host(*entry) {
-                    Some(host) if entry.word & COPIED != 0 && !bare => {
-                        self.zero_host(start, host, self.cluster, false).await?;
-                        let entry = Entry { word: entry.word & !ZERO, bitmap: 0 };
-                        self.set_entries(cluster, &[entry], false).await?;
-                    }
-                    _ if bare => self.set_entries(cluster, &[Entry::default()], false).await?,
-                    _ => {
-                        let len = self.cluster.min(self.size.get() - start);
-                        self.write_locked(start, IoBuf::zeroed(len as usize).freeze()).await?;
-                    }
-                }
+        for (offset, size) in snapshots {
+            for (index, entry) in (0..).zip(self.read_l1(offset, size).await?) {
+                self.write_out_table(entry, index, false).await?;
+                progress.add(1);
             }
-            at += old.len() as u64;
         }
         Ok(())
+    }
+
+    /// The same in one table; `index` is that of its entry in the L1 table.
+    async fn write_out_table(&self, entry: u64, index: u64, active: bool) -> Result<(), Error> {
+        let Some(table) = self.l2_offset(entry)? else { return Ok(()) };
+        let cluster = table >> self.bits;
+        if !matches!(self.kind_of(cluster), None | Some(Guarded::L2)) || self.row_at(cluster).is_some() {
+            return Err(self.damaged("an L2 table would be over another table", cluster).await);
+        }
+        let times = self.refs.get(cluster).await?;
+        // The disk and its snapshots can have it, each once.
+        if times == 0 || times > u64::from(u16::MAX) + 1 {
+            let why = format!("the L2 table at {table:#x} has the count {times}, which cannot be: check it");
+            return Err(Error::corrupt(&self.info.name, why));
+        }
+        let step = self.l2.block_size() as u64;
+        for at in (0..self.cluster).step_by(step as usize) {
+            let block = self.l2.load(table + at, "an L2 table").await?;
+            let noted = |e: &Entry| e.word & COMPRESSED == 0 && e.word & ZERO != 0;
+            let old: Vec<(usize, Entry)> = block.with(|b| {
+                let all = (0..b.len() / self.entry_size() as usize).map(|i| (i, self.read_entry(b, i)));
+                all.filter(|(_, e)| noted(e)).collect()
+            });
+            for (i, old) in old {
+                let guest = index * self.l2_entries() + at / self.entry_size() + i as u64;
+                let new = self.written_out(old, guest << self.bits, times, active).await?;
+                // It may have gone from the cache meanwhile.
+                let block = self.l2.load(table + at, "an L2 table").await?;
+                block.change(|b| self.write_entry(b, i, new));
+                self.changed();
+                // Not before, as a commit would give it away while the file still refers to it.
+                if let Some(host) = self.host(old).filter(|h| self.host(new) != Some(*h)) {
+                    let freed = Freed::data(host >> self.bits, 1);
+                    self.alloc.pending.borrow_mut().extend((0..times).map(|_| freed));
+                }
+                if self.alloc.pending.borrow().len() > MAX_PENDING {
+                    self.commit().await?;
+                }
+            }
+            self.relieve().await?;
+        }
+        Ok(())
+    }
+
+    /// What a note of zeros at `guest`, in a table that is referred to so many times, becomes.
+    async fn written_out(&self, old: Entry, guest: u64, times: u64, active: bool) -> Result<Entry, Error> {
+        let host = self.host(old);
+        if host.is_some_and(|h| !h.is_multiple_of(self.cluster)) {
+            let why = format!("the L2 entry {:#x} at {guest:#x} makes no sense", old.word);
+            return Err(Error::corrupt(&self.info.name, why));
+        }
+        let bare = self.backing.borrow().as_ref().is_none_or(|b| b.size() <= guest);
+        let flag = if active && times == 1 { COPIED } else { 0 };
+        // As many references as the table has: all of them are this entry.
+        if let Some(host) = host.filter(|_| !bare)
+            && self.refs.get(host >> self.bits).await? == times
+        {
+            self.zero_host(guest, host, self.cluster, false).await?;
+            return Ok(Entry { word: host | flag, bitmap: 0 });
+        }
+        let mut new = Entry::default();
+        if !bare {
+            let space = self.allocate(1).await?;
+            let fresh = space.fresh && self.crypt.is_none();
+            if !fresh && let Err(e) = self.zero_host(guest, space.offset, self.cluster, false).await {
+                space.give_back();
+                return Err(e);
+            }
+            self.refs.set(space.offset >> self.bits, times).await?;
+            new.word = space.offset | flag;
+            space.keep();
+        }
+        self.guard_free(&[old], &[new]).await?;
+        Ok(new)
     }
 }

@@ -8,16 +8,29 @@ use futures_util::stream;
 
 use super::counter::{CHUNK, Counter, alike, covered};
 use super::differences::Differences;
+use super::guard::Kind as Guarded;
 use super::map::{COMPRESSED, COPIED, Entry, OFFSET, ZERO};
 use super::snapshot_table::Damage;
 use super::{Core, header, refcount};
+use crate::Error;
 use crate::format::{CheckReport, Progress, Repair};
 use crate::graph::{IoBuf, read_table};
-use crate::{Error, ErrorKind};
 
 /// Reads of tables in flight, and bytes of each at most.
 const READS: usize = 8;
 const READ: u64 = 1 << 20;
+
+/// What a pass over the counts is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    /// The user asked for it.
+    Asked,
+    /// As [`Core::mend_itself`] does.
+    Careful,
+    /// To give back what the old counts took up.
+    AfterRebuild,
+}
+
 /// An L2 table: how many L1 tables have it, and if the active one is among them.
 #[derive(Clone, Copy, Default)]
 struct Table {
@@ -25,11 +38,29 @@ struct Table {
     active: bool,
 }
 
+/// An entry of an L2 table that is to be mended.
+struct Misplaced {
+    /// The table, and the entry's index in it.
+    table: u64,
+    index: usize,
+    /// What is right.
+    entry: Entry,
+}
+
+/// Entries to mend at once at most: a damaged image may have any number, and more are mended by the next check.
+const MAX_MISPLACED: usize = 1 << 16;
+
 /// One check.
-struct Check<'a> {
+pub struct Check<'a> {
     core: &'a Core,
     report: CheckReport,
-    counter: Counter,
+    pub counter: Counter,
+    /// Entries whose place in the file cannot be, and does not matter.
+    misplaced: Vec<Misplaced>,
+    /// They are mended.
+    mend: bool,
+    /// What is said of counts that are mended one by one.
+    repairs: Vec<String>,
     /// Bytes of the file, in whole clusters.
     file_end: u64,
     /// Where the next cluster would follow the last one.
@@ -38,9 +69,13 @@ struct Check<'a> {
     flags_doubtful: bool,
     /// There are more references to something than a count can say.
     overflow: bool,
+    /// Something is in use that is counted as free.
+    uncounted: bool,
+    /// Wrong counts are not told.
+    quiet: bool,
     /// The blocks of counts themselves are damaged.
     structure: u64,
-    first_pass: bool,
+    pub first_pass: bool,
 }
 
 impl Check<'_> {
@@ -81,6 +116,23 @@ impl Check<'_> {
         let mut ranges = Vec::new();
         for snapshot in core.snapshots.borrow().iter() {
             let len = u64::from(snapshot.l1_size) * 8;
+            // In QEMU's words, which scripts look for.
+            let wrong = match () {
+                () if len > header::MAX_L1 => {
+                    Some(format!("l1_size={:#x}: L1 table is too large", snapshot.l1_size))
+                }
+                () if !snapshot.l1_offset.is_multiple_of(core.cluster) => {
+                    Some(format!("l1_offset={:#x}: L1 table is not cluster aligned", snapshot.l1_offset))
+                }
+                () => None,
+            };
+            if let Some(wrong) = wrong {
+                let (id, name) = (&snapshot.info.id, &snapshot.info.name);
+                self.corrupt(format_args!(
+                    "ERROR snapshot {id} ({name}) {wrong}; snapshot table entry corrupted"
+                ));
+                continue;
+            }
             if self.can_be_table("a snapshot's L1 table", snapshot.l1_offset, len) {
                 ranges.push((snapshot.l1_offset, snapshot.l1_offset + len));
             }
@@ -101,8 +153,30 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Counts what the entries of one table refer to.
-    fn add_entries(&mut self, bytes: &[u8], table: Table) {
+    /// An entry whose place is not that of a cluster. What it refers to may hold what it should, and is counted, unless
+    /// the entry says that it does not matter; then the place is all that has to go.
+    fn add_misplaced(&mut self, host: u64, contents: bool, times: u64, mut place: Misplaced) {
+        // In QEMU's words, which scripts look for.
+        let wrong = "cluster is not properly aligned; L2 entry corrupted.";
+        if contents {
+            self.corrupt(format_args!("ERROR offset={host:x}: Data {wrong}"));
+            if self.core.data.is_none() && host < self.file_end {
+                self.counter.add_row(host >> self.core.bits, 2, times);
+            }
+            return;
+        }
+        let kind = if self.core.extended { "" } else { "zero " };
+        let mend = self.mend && self.misplaced.len() < MAX_MISPLACED && self.core.may_be_l2(place.table);
+        let did = if mend { "Repairing" } else { "ERROR" };
+        self.corrupt(format_args!("{did} offset={host:x}: Preallocated {kind}{wrong}"));
+        if mend && self.first_pass {
+            place.entry.word &= !(OFFSET | COPIED);
+            self.misplaced.push(place);
+        }
+    }
+
+    /// Counts what the entries of one table, which is at `at`, refer to.
+    fn add_entries(&mut self, bytes: &[u8], at: u64, table: Table) {
         let core = self.core;
         let n = core.entry_size() as usize;
         let v3 = core.v3();
@@ -161,7 +235,7 @@ impl Check<'_> {
                 self.next = host + core.cluster;
             }
             if host % core.cluster != 0 {
-                self.corrupt(format_args!("a data cluster cannot be at {host:#x}"));
+                self.add_misplaced(host, data, table.times, Misplaced { table: at, index: i, entry });
                 continue;
             }
             if with_data_file {
@@ -220,7 +294,7 @@ impl Check<'_> {
     }
 
     /// All references of the image. `counts`: those to the refcount structures too.
-    async fn collect(&mut self, counts: bool, progress: &Progress) -> Result<(), Error> {
+    pub async fn collect(&mut self, counts: bool, progress: &Progress) -> Result<(), Error> {
         let core = self.core;
         let header = core.header.borrow().clone();
         self.counter.add(0, 1);
@@ -244,25 +318,47 @@ impl Check<'_> {
         }
         self.collect_tables(tables, progress).await?;
         if counts {
-            let at = header.reftable_offset;
-            self.add_table("the refcount table", at, u64::from(header.reftable_clusters) << core.bits);
-            let blocks = core.refs.table.borrow().clone();
-            let mut seen = HashSet::new();
-            for entry in blocks {
-                let offset = entry & !0x1ff;
-                if entry == 0 {
-                    continue;
-                }
-                let wrong = !self.add_table("a refcount block", offset, core.cluster);
-                // Each of them would be read, and a change of one be a change of all.
-                let again = !wrong && !seen.insert(offset);
-                if again {
-                    self.corrupt(format_args!("the refcount block at {offset:#x} is in the table twice"));
-                }
-                self.structure += u64::from(wrong || again);
-            }
+            self.add_counts(&header);
         }
         Ok(())
+    }
+
+    /// References to the refcount structures.
+    fn add_counts(&mut self, header: &header::Header) {
+        let core = self.core;
+        let at = header.reftable_offset;
+        self.add_table("the refcount table", at, u64::from(header.reftable_clusters) << core.bits);
+        let blocks = core.refs.table.borrow().clone();
+        let mut seen = HashSet::new();
+        for entry in blocks {
+            let offset = entry & !0x1ff;
+            if entry == 0 {
+                continue;
+            }
+            let wrong = !self.add_table("a refcount block", offset, core.cluster);
+            // Each of them would be read, and a change of one be a change of all.
+            let again = !wrong && !seen.insert(offset);
+            if again {
+                self.corrupt(format_args!("the refcount block at {offset:#x} is in the table twice"));
+            }
+            self.structure += u64::from(wrong || again);
+        }
+    }
+
+    /// Counts what the refcount structures take up where nothing else is known to be, so that it is not free yet.
+    pub fn keep_counts(&mut self) {
+        let core = self.core;
+        let header = core.header.borrow();
+        let table = (header.reftable_offset >> core.bits, u64::from(header.reftable_clusters));
+        drop(header);
+        let blocks: BTreeSet<u64> =
+            core.refs.table.borrow().iter().map(|e| (e & !0x1ff) >> core.bits).collect();
+        let rows = std::iter::once(table).chain(blocks.into_iter().map(|b| (b, 1)));
+        for cluster in rows.flat_map(|(first, count)| first..first + count) {
+            if cluster < self.file_end >> core.bits && self.counter.get(cluster) == 0 {
+                self.counter.add(cluster, 1);
+            }
+        }
     }
 
     async fn collect_tables(
@@ -288,13 +384,13 @@ impl Check<'_> {
         let mut reads = stream::iter(groups)
             .map(|(offset, group)| async move {
                 let bytes = core.file.read(offset, IoBuf::new(group.len() * cluster)).await?;
-                Ok::<_, Error>((group, bytes))
+                Ok::<_, Error>((offset, group, bytes))
             })
             .buffered(READS);
         while let Some(read) = reads.next().await {
-            let (group, bytes) = read?;
-            for (table, bytes) in group.iter().zip(bytes.chunks_exact(cluster)) {
-                self.add_entries(bytes, *table);
+            let (offset, group, bytes) = read?;
+            for (n, (table, bytes)) in (0..).zip(group.iter().zip(bytes.chunks_exact(cluster))) {
+                self.add_entries(bytes, offset + (n << core.bits), *table);
             }
             progress.add(group.len() as u64);
         }
@@ -310,6 +406,7 @@ impl Check<'_> {
         let table = core.refs.table.borrow().clone();
         let (raise, lower) = (repair == Repair::All, repair != Repair::No && free);
         let mut differences = Differences::new(core.bits, order, raise, lower);
+        differences.quiet = self.quiet;
         let cluster = core.cluster;
         let mut seen = HashSet::new();
         // The blocks of the table, and those behind it that something refers to: a damaged table may refer to places
@@ -375,9 +472,10 @@ impl Check<'_> {
                 next += most;
             }
         }
-        differences.repairs.into_iter().for_each(|r| self.report.say(r));
+        self.repairs.append(&mut differences.repairs);
         self.flags_doubtful |= differences.flags_doubtful;
         self.overflow |= differences.overflow;
+        self.uncounted |= differences.uncounted;
         self.structure += u64::from(differences.many);
         Ok(differences.fixes)
     }
@@ -393,19 +491,42 @@ impl Core {
         Ok(bytes.chunks_exact(8).map(|c| header::be64(c, 0)).collect())
     }
 
-    /// Checks the counts; if the flags of the active tables have to be looked at, too. `careful`: as
-    /// [`Core::mend_itself`] does.
+    /// True if an L2 table may be at `table`, as far as is known what is there.
+    fn may_be_l2(&self, table: u64) -> bool {
+        let cluster = table >> self.bits;
+        matches!(self.kind_of(cluster), None | Some(Guarded::L2)) && self.row_at(cluster).is_none()
+    }
+
+    /// Writes entries of L2 tables anew, durably.
+    async fn mend_entries(&self, misplaced: &[Misplaced]) -> Result<(), Error> {
+        let step = self.l2.block_size() as u64;
+        for Misplaced { table, index, entry } in misplaced {
+            let byte = *index as u64 * self.entry_size();
+            let block = self.l2.load(table + byte / step * step, "an L2 table").await?;
+            block.change(|b| self.write_entry(b, (byte % step / self.entry_size()) as usize, *entry));
+            self.changed();
+            self.relieve().await?;
+        }
+        // What they referred to may be given back when nothing in the file does so any more.
+        if misplaced.is_empty() { Ok(()) } else { self.commit_with(true).await }
+    }
+
+    /// Checks the counts; if the flags of the active tables have to be looked at, too.
     async fn check_counts(
         &self,
         repair: Repair,
-        careful: bool,
+        pass: Pass,
         progress: &Progress,
     ) -> Result<(CheckReport, bool), Error> {
+        let careful = pass == Pass::Careful;
         // With such a table nothing has been written yet, and nothing is.
-        if !self.info.read_only && self.snapshot_damage.borrow().refusal().is_none() {
+        let readable = self.snapshot_damage.borrow().refusal().is_none();
+        if !self.info.read_only && readable {
             self.settle().await?;
         }
         let mut check = self.new_check();
+        check.mend = repair == Repair::All && !careful && readable;
+        check.quiet = pass == Pass::AfterRebuild;
         let mut fixes = Vec::new();
         let mut start = 0;
         let mut free = true;
@@ -416,6 +537,7 @@ impl Core {
             check.collect(true, progress).await?;
             if check.first_pass {
                 free = !careful || check.report.corruptions <= check.structure;
+                self.mend_entries(&check.misplaced).await?;
             }
             fixes.extend(check.compare(repair, free).await?);
             check.first_pass = false;
@@ -429,17 +551,26 @@ impl Core {
         report.image_end = check.counter.end << self.bits;
         let doubtful = (check.flags_doubtful || check.counter.shared) && !check.overflow;
         let structure = check.structure;
+        // What is in use and counted as free may have been given away in part: nothing of such counts is relied on.
+        // (Those of more clusters than are counted at once are not written anew.)
+        let anew = check.uncounted && free && start == 0 && !check.overflow;
+        let mended = !check.misplaced.is_empty();
+        let repairs = std::mem::take(&mut check.repairs);
         drop(check);
         let before = (report.corruptions, report.leaks);
-        if repair != Repair::No && (!fixes.is_empty() || structure > 0) {
+        if repair != Repair::No && (!fixes.is_empty() || structure > 0 || mended) {
             let missing = fixes.iter().any(|f| !matches!(self.refs.block_offset(f.0), Ok(Some(_))));
-            if repair == Repair::All && (structure > 0 || missing) {
+            let mut next = (Repair::No, pass);
+            if repair == Repair::All && (structure > 0 || missing || anew) {
                 if !free {
                     let why = "its tables and its counts are damaged: repair it";
                     return Err(Error::corrupt(&self.info.name, why));
                 }
+                report.say("Rebuilding refcount structure");
                 self.rebuild_counts(self.refs.order(), progress).await?;
+                next = (Repair::Leaks, Pass::AfterRebuild);
             } else {
+                repairs.into_iter().for_each(|r| report.say(r));
                 for &(cluster, right) in &fixes {
                     self.refs.set(cluster, right).await?;
                 }
@@ -450,11 +581,13 @@ impl Core {
             self.alloc.cursor.set(0);
             self.alloc.packing.set(None);
             // Counted anew, because one mended thing can show another.
-            let (mut again, _) = Box::pin(self.check_counts(Repair::No, careful, progress)).await?;
-            report.leaks_fixed = before.1.saturating_sub(again.leaks);
-            report.corruptions_fixed = before.0.saturating_sub(again.corruptions);
+            let (again, _) = Box::pin(self.check_counts(next.0, next.1, progress)).await?;
+            report.leaks_fixed = before.1.saturating_sub(again.leaks - again.leaks_fixed);
+            report.corruptions_fixed = before.0.saturating_sub(again.corruptions - again.corruptions_fixed);
             report.image_end = again.image_end;
-            again.messages.clear();
+            if next.0 != Repair::No {
+                again.messages.into_iter().for_each(|m| report.say(m));
+            }
         }
         Ok((report, doubtful))
     }
@@ -485,14 +618,15 @@ impl Core {
             Repair::Leaks if damage.refusal().is_some() => Repair::No,
             other => other,
         };
-        let (mut report, mut doubtful) = self.check_counts(of_counts, careful, progress).await?;
+        let pass = if careful { Pass::Careful } else { Pass::Asked };
+        let (mut report, mut doubtful) = self.check_counts(of_counts, pass, progress).await?;
         let findings = damage.findings();
         report.corruptions += findings.len() as u64;
         findings.iter().for_each(|f| report.say(f));
         if !findings.is_empty() && repair == Repair::All {
             // The counts are right now, which a new table's place goes by; what has fallen off is not in use any more.
             self.mend_snapshots().await?;
-            let (again, more) = self.check_counts(repair, careful, progress).await?;
+            let (again, more) = self.check_counts(repair, pass, progress).await?;
             doubtful |= more;
             report.corruptions += again.corruptions;
             report.corruptions_fixed += findings.len() as u64 + again.corruptions_fixed;
@@ -521,15 +655,20 @@ impl Core {
         Ok(report)
     }
 
-    fn new_check(&self) -> Check<'_> {
+    pub fn new_check(&self) -> Check<'_> {
         Check {
             core: self,
             report: CheckReport::default(),
             counter: Counter::new(0),
+            misplaced: Vec::new(),
+            mend: false,
+            repairs: Vec::new(),
             file_end: self.file.size().checked_next_multiple_of(self.cluster).unwrap_or(u64::MAX),
             next: 0,
             flags_doubtful: false,
             overflow: false,
+            uncounted: false,
+            quiet: false,
             structure: 0,
             first_pass: true,
         }
@@ -592,94 +731,6 @@ impl Core {
             }
         }
         Ok(wrong)
-    }
-
-    /// Writes the refcount structures anew, behind everything else, with counts of a width of 2^`order` bits.
-    pub async fn rebuild_counts(&self, order: u32, progress: &Progress) -> Result<(), Error> {
-        let mut check = self.new_check();
-        check.first_pass = false;
-        check.collect(false, progress).await?;
-        let mut counter = std::mem::replace(&mut check.counter, Counter::new(0));
-        drop(check);
-        let refused = |kind, why: &str| {
-            Err(Error::new(kind, format!("cannot count the clusters of '{}' anew", self.info.name), why))
-        };
-        if counter.limit != u64::MAX {
-            return refused(ErrorKind::Limit, "the file has too many clusters for that");
-        }
-        let per = (8 << self.bits) >> order;
-        let first = counter.end.max(self.file.size().div_ceil(self.cluster));
-        // Blocks for what is used, and for the new structures themselves.
-        let mut blocks = BTreeSet::new();
-        for (&number, chunk) in &counter.chunks {
-            let mut last = None;
-            for (i, &n) in chunk.iter().enumerate().filter(|n| *n.1 != 0) {
-                let cluster = number * CHUNK + i as u64;
-                if last.replace(cluster / per) != Some(cluster / per) {
-                    blocks.insert(cluster / per);
-                }
-                if u64::from(n) > refcount::max(order).min(254) && counter.get(cluster) > refcount::max(order)
-                {
-                    let why = "a cluster has more references than such counts can say";
-                    return refused(ErrorKind::Invalid, why);
-                }
-            }
-        }
-        let mut table = 1;
-        loop {
-            let end = first + table + blocks.len() as u64;
-            let own = first / per..=(end - 1) / per;
-            let missing: Vec<_> = own.filter(|b| !blocks.contains(b)).collect();
-            let last = blocks.last().max(missing.last());
-            let entries = last.map_or(1, |b| b + 1);
-            let need = (entries * 8).div_ceil(self.cluster);
-            if missing.is_empty() && need <= table {
-                break;
-            }
-            if need > header::MAX_REFTABLE >> self.bits {
-                return refused(ErrorKind::Limit, "its refcount table would be too large");
-            }
-            blocks.extend(missing);
-            table = table.max(need);
-        }
-        let end = first + table + blocks.len() as u64;
-        counter.add_row(first, end - first, 1);
-        let mut entries = vec![0u64; ((table << self.bits) / 8) as usize];
-        for (n, &block) in blocks.iter().enumerate() {
-            let offset = (first + table + n as u64) << self.bits;
-            let mut bytes = IoBuf::zeroed(self.cluster as usize);
-            let mut i = 0;
-            while i < per {
-                let c = block * per + i;
-                let n = (per - i).min(CHUNK - c % CHUNK);
-                for (k, _) in counter
-                    .row(c)
-                    .into_iter()
-                    .flat_map(|r| r[..n as usize].iter().enumerate().filter(|r| *r.1 != 0))
-                {
-                    refcount::set(&mut bytes, order, i as usize + k, counter.get(c + k as u64));
-                }
-                i += n;
-            }
-            self.file.write(offset, bytes.freeze()).await?;
-            entries[block as usize] = offset;
-        }
-        let bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_be_bytes()).collect();
-        self.file.write(first << self.bits, crate::graph::IoData::copy_of(&bytes)).await?;
-        self.file.flush().await?;
-        self.change_header(|h| {
-            h.reftable_offset = first << self.bits;
-            h.reftable_clusters = table as u32;
-            h.refcount_order = order;
-        })
-        .await?;
-        self.file.flush().await?;
-        self.refs.replace(order, entries);
-        self.guard.forget();
-        self.alloc.high.set(self.alloc.high.get().max(end << self.bits));
-        self.alloc.cursor.set(0);
-        self.alloc.packing.set(None);
-        Ok(())
     }
 
     /// Cuts off what is free at the file's end. Nothing may be under way.

@@ -9,7 +9,7 @@ use plinth_host::aio;
 use super::Core;
 use super::header::Compression;
 use super::map::Entry;
-use crate::graph::{IoBuf, IoData, is_zero};
+use crate::graph::{IoBuf, IoData};
 use crate::{Error, ErrorKind};
 
 /// libdeflate's level: its files are smaller than those of zlib's default, in 0.3 of the time.
@@ -135,9 +135,6 @@ impl Core {
         if data.is_empty() {
             return Ok(());
         }
-        if is_zero(&data) {
-            return self.zero_data(offset, data.len() as u64, true).await;
-        }
         let kind = self.header.borrow().compression;
         let len = self.cluster as usize;
         let plain = data.clone();
@@ -153,6 +150,7 @@ impl Core {
         self.begin_change(offset, data.len() as u64).await?;
         let _alone = self.locks.lock(self.clusters(offset, self.cluster), true).await;
         let bytes = packed.len() as u64;
+        self.table_for_change((offset >> self.bits) / self.l2_entries()).await?;
         let at = self.allocate_bytes(bytes).await?;
         let Some(entry) = self.compressed_entry(at, bytes) else {
             return self.write_locked(offset, data).await;

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::header::{self, Compression, Header};
-use super::map::{COPIED, Entry, L1, ZERO};
+use super::map::{COPIED, Entry, L1, View, ZERO};
 use super::{Core, Qcow2, refcount};
 use crate::crypt::{Hash, KeyCost, SectorCipher};
 use crate::format::luks::{self, inside::NewInside};
@@ -129,6 +129,9 @@ fn encryption(options: &Options) -> Result<(u32, Option<Options>), Error> {
     }
 }
 
+/// Why there are no subclusters.
+pub const SMALL_FOR_EXTENDED: &str = "extended L2 entries need clusters of 16 KiB or more";
+
 /// Bytes of a cluster.
 ///
 /// # Errors
@@ -170,7 +173,7 @@ pub(super) fn plan(size: u64, options: &Options) -> Result<Plan, Error> {
         return Err(invalid(format!("{} needs compat=1.1", needs_v3.join(", "))));
     }
     if extended && bits < 14 {
-        return Err(invalid("extended L2 entries need clusters of 16 KiB or more"));
+        return Err(invalid(SMALL_FOR_EXTENDED));
     }
     if flag("data_file_raw") && data_file.is_none() {
         return Err(invalid("data_file_raw needs data_file"));
@@ -307,7 +310,7 @@ pub async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> 
     }
     let bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_be_bytes()).collect();
     file.write(cluster, IoData::copy_of(&bytes)).await?;
-    file.write_zeroes(header.l1_offset, l1_clusters << bits, true).await?;
+    file.write_zeroes(header.l1_offset, plan.l1_entries * 8, true).await?;
     let mut first = vec![0; cluster as usize];
     first[..head.len()].copy_from_slice(&head);
     let mut cipher = None;
@@ -424,6 +427,7 @@ impl Core {
                 at += free as u64;
                 continue;
             }
+            self.preallocate_table(at / self.l2_entries(), how).await?;
             let space = self.allocate(free as u64).await?;
             let count = space.clusters;
             if let Err(e) = fill(&self.file, space.offset, count << self.bits).await {
@@ -435,6 +439,18 @@ impl Core {
             at += count;
         }
         Ok(())
+    }
+
+    /// Makes an L2 table if there is none. Its space must be there as that of the data: it is written, because one
+    /// piece of the file that is written and another that is only reserved are more for the file system to remember.
+    async fn preallocate_table(&self, index: u64, how: &str) -> Result<(), Error> {
+        let before = self.l1_entry(View::Active, index);
+        let table = self.table_for_change(index).await?;
+        // Nothing of a new one is in the file yet.
+        match before == 0 && matches!(how, "falloc" | "full") {
+            true => crate::graph::write_zero_bytes(&*self.file, table, self.cluster).await,
+            false => Ok(()),
+        }
     }
 
     /// The active L1 table anew, at another place.

@@ -17,6 +17,10 @@ pub struct Differences {
     lower: bool,
     /// What to write: the cluster, and its count.
     pub fixes: Vec<(u64, u64)>,
+    /// Something is in use that is counted as free.
+    pub uncounted: bool,
+    /// Findings are not told, only what is done about them.
+    pub quiet: bool,
     /// There are so many that all are to be written anew.
     pub many: bool,
     /// The findings that are to be mended.
@@ -37,6 +41,8 @@ impl Differences {
             raise,
             lower,
             fixes: Vec::new(),
+            uncounted: false,
+            quiet: false,
             many: false,
             repairs: Vec::new(),
             flags_doubtful: false,
@@ -60,6 +66,7 @@ impl Differences {
             return;
         }
         self.flags_doubtful = true;
+        self.uncounted |= stored == 0;
         // In QEMU's words, which scripts look for.
         let (mended, kind) = match stored < right {
             true => (self.raise, "ERROR"),
@@ -71,7 +78,9 @@ impl Differences {
         }
         if report.messages.len() < CheckReport::MESSAGES {
             let what = format!("cluster {cluster} refcount={stored} reference={right}");
-            report.say(format_args!("{kind} {what}"));
+            if !self.quiet {
+                report.say(format_args!("{kind} {what}"));
+            }
             if mended {
                 self.repairs.push(format!("Repairing {what}"));
             }

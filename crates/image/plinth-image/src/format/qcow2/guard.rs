@@ -76,7 +76,8 @@ impl Core {
             }
         };
         for snapshot in self.snapshots.borrow().iter() {
-            let clusters = (u64::from(snapshot.l1_size) * 8).div_ceil(self.cluster);
+            let len = (u64::from(snapshot.l1_size) * 8).min(header::MAX_L1);
+            let clusters = len.div_ceil(self.cluster);
             add(snapshot.l1_offset, clusters, Kind::SnapshotL1);
         }
         for entry in &self.l1.borrow().entries {

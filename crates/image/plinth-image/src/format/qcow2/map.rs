@@ -291,7 +291,7 @@ impl Core {
     }
 
     /// The offset of the L2 table of `index` for a change of its entries: made, or copied if a snapshot has it too.
-    async fn table_for_change(&self, index: u64) -> Result<u64, Error> {
+    pub async fn table_for_change(&self, index: u64) -> Result<u64, Error> {
         let ready = |entry: u64| Ok::<_, Error>(self.l2_offset(entry)?.filter(|_| entry & COPIED != 0));
         if let Some(table) = ready(self.l1_entry(View::Active, index))? {
             if !matches!(self.kind_of(table >> self.bits), None | Some(Guarded::L2))

@@ -43,6 +43,7 @@ mod header;
 mod map;
 mod measure;
 mod read;
+mod rebuild;
 mod refcount;
 mod resize;
 mod snapshot;
@@ -59,7 +60,8 @@ use std::sync::Arc;
 use async_lock::Mutex;
 use serde_json::json;
 
-pub use create::cluster_size;
+pub use amend::OTHER_SIZE;
+pub use create::{SMALL_FOR_EXTENDED, cluster_size};
 pub use differences::NARROW_COUNTS;
 use header::Header;
 pub use header::NO_CRYPT_HEADER;
@@ -130,6 +132,8 @@ struct Core {
     snapshot_damage: RefCell<snapshot_table::Damage>,
     snapshot_table_len: Cell<u64>,
     bitmaps: bitmap::State,
+    /// What was mended when it was opened.
+    mended: RefCell<Vec<String>>,
     closed: Cell<bool>,
 }
 
@@ -228,6 +232,7 @@ impl Core {
             snapshot_damage: RefCell::new(snapshots.damage),
             snapshots: RefCell::new(snapshots.entries),
             bitmaps,
+            mended: RefCell::default(),
             closed: Cell::new(false),
             header: RefCell::new(header),
         })
@@ -240,11 +245,13 @@ impl Core {
         read_only: bool,
     ) -> Result<NodeRef, Error> {
         let link = header.extension(header::EXT_DATA_FILE).and_then(|d| std::str::from_utf8(d).ok());
-        let Some(link) = link else {
+        // Without a name it may be given nevertheless, by whoever opens the image.
+        let opened = request.links.open_file(link.unwrap_or_default(), read_only).await;
+        if link.is_none() && opened.is_err() {
             let why = "its data is in another file, and it does not say in which";
             return Err(Error::new(ErrorKind::NotFound, format!("cannot open '{name}'"), why));
-        };
-        request.links.open_file(link, read_only).await
+        }
+        opened
     }
 
     async fn open_backing(request: &OpenRequest, header: &Header) -> Result<Option<NodeRef>, Error> {
@@ -289,6 +296,9 @@ impl Core {
         let all = dirty || !self.v3();
         let repair = if all { Repair::All } else { Repair::Leaks };
         let report = self.mend_itself(repair).await?;
+        if dirty {
+            self.mended.replace(report.messages.clone());
+        }
         if all && !report.is_clean() {
             let why = format!("it was not closed, and cannot be mended: {}", report.messages.join("; "));
             return Err(Error::corrupt(&self.info.name, why));
@@ -457,6 +467,7 @@ impl Image for Qcow2 {
             cluster_size: Some(self.core.cluster),
             encrypted: header.crypt != header::CRYPT_NONE,
             dirty: header.incompatible & header::DIRTY != 0,
+            mended: self.core.mended.borrow().clone(),
             unknown_backing_format: unknown.filter(|_| backing.is_some()),
             backing,
             details,
@@ -510,11 +521,11 @@ impl Image for Qcow2 {
         })
     }
 
-    fn amend<'a>(&'a self, options: &'a Options) -> Io<'a, ()> {
+    fn amend<'a>(&'a self, options: &'a Options, progress: &'a Progress) -> Io<'a, ()> {
         Box::pin(async move {
             check_write(self, 0, 0)?;
             let _alone = self.core.locks.lock(0..u64::MAX, true).await;
-            self.core.amend(options).await
+            self.core.amend(options, progress).await
         })
     }
 

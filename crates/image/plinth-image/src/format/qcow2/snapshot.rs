@@ -51,12 +51,9 @@ impl Core {
         let result = done.await;
         self.unpacked.borrow_mut().clear();
         if result.is_err() {
-            // What is in memory may contradict what is in the file.
-            let report = self.mend_itself(Repair::All).await?;
-            if !report.is_clean() {
-                let why = format!("it could not be mended: {}", report.messages.join("; "));
-                return Err(Error::corrupt(&self.info.name, why));
-            }
+            // What is in memory may contradict what is in the file. Damage that was there before stays; when this is
+            // done, no count is lower than it has to be, and that is all that the dirty bit is about.
+            self.mend_itself(Repair::All).await?;
         }
         if self.header.borrow().incompatible & header::DIRTY != 0 && !self.keeps_dirty() {
             self.change_header(|h| h.incompatible &= !header::DIRTY).await?;

@@ -121,6 +121,8 @@ impl Core {
                 at = to(count);
                 continue;
             }
+            // The table comes first, so that it does not lie between data that is written in a row.
+            self.table_for_change(cluster / self.l2_entries()).await?;
             let space = self.allocate(count).await?;
             let count = space.clusters;
             let (data, old) = (part(to(count)), &old[..count as usize]);

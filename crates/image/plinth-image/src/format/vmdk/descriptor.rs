@@ -251,7 +251,7 @@ fn word<'a>(rest: &mut &'a str) -> &'a str {
 /// Reads `RW 4192256 SPARSE "disk-s001.vmdk"`; `None` for lines of other kinds.
 fn extent_line(name: &str, line: &str) -> Result<Option<ExtentLine>, Error> {
     let line = line.trim();
-    let bad = |why: &str| Error::corrupt(name, format!("of the extent '{}' {why}", short(line)));
+    let bad = |why: &str| Error::corrupt(name, format!("{BAD_EXTENT} '{}' {why}", short(line)));
     let mut rest = line;
     let access = match word(&mut rest) {
         "RW" => Access::ReadWrite,
@@ -280,6 +280,7 @@ fn extent_line(name: &str, line: &str) -> Result<Option<ExtentLine>, Error> {
     let (file, rest) = file.ok_or_else(|| bad("there is no file name in quotes"))?;
     let offset = rest.split_whitespace().next().map(|w| w.parse::<u64>().ok());
     let offset = match (kind, offset) {
+        (Kind::Vmfs, Some(Some(1..))) => return Err(bad("there is an offset, which its kind does not have")),
         (_, Some(Some(offset))) if offset <= i64::MAX as u64 / crate::SECTOR => offset,
         (Kind::Flat, None) => return Err(bad("the offset is missing")),
         (_, None) => 0,
@@ -287,6 +288,9 @@ fn extent_line(name: &str, line: &str) -> Result<Option<ExtentLine>, Error> {
     };
     Ok(Some(ExtentLine { access, sectors, kind, file: file.to_owned(), offset }))
 }
+
+/// How errors about the line of an extent begin; the line comes then, in single quotes.
+pub const BAD_EXTENT: &str = "of the extent";
 
 /// As much of a hostile text as an error may have.
 fn short(text: &str) -> String {

@@ -4,6 +4,8 @@
 //! "Stream-Optimized Compressed Sparse Extents"; for seSparse, which VMware has not described, the field order of
 //! QEMU's and libyal's documentation.
 
+use super::sparse::MAX_DIRECTORY;
+use crate::format::table::table_len;
 use crate::{Error, ErrorKind, SECTOR};
 
 /// Flags of hosted sparse extents.
@@ -74,8 +76,13 @@ impl Hosted {
             let why = format!("its version is {}, and Plinth knows 1 to 3", h.version);
             return Err(Error::new(ErrorKind::Unsupported, format!("cannot open '{name}'"), why));
         }
-        // A file that was sent as text is broken in ways that nobody can mend.
-        if h.flags & NEWLINES != 0 && b[73..77] != *b"\n \r\n" {
+        // A file that was sent as text is broken in ways that nobody can mend. But where more is wrong, its line ends
+        // are the least of it.
+        let text = h.flags & NEWLINES != 0 && b[73..77] != *b"\n \r\n";
+        if text && h.capacity != 0 {
+            h.check(name)?;
+        }
+        if text {
             return Err(Error::corrupt(name, "line ends in it were changed, as by a transfer as text"));
         }
         if h.compression > 1 || (h.compression == 1) != (h.flags & COMPRESSED != 0) {
@@ -99,6 +106,9 @@ impl Hosted {
             let why = format!("its grains have {} sectors, which must be a power of two", self.grain);
             return Err(Error::corrupt(name, format!("{why} of at most {most}")));
         }
+        // Of what is wrong, the directory's size says the most.
+        let count = self.capacity.div_ceil(self.grain).div_ceil(self.entries.clamp(1, ENTRIES).into());
+        table_len(name, "grain directory", count, 4, MAX_DIRECTORY)?;
         if self.entries == 0 || self.entries > ENTRIES || !self.entries.is_multiple_of(128) {
             let why = format!("its grain tables have {} entries, not 512", self.entries);
             return Err(Error::corrupt(name, why));

@@ -30,9 +30,14 @@ use super::image::unsupported;
 use super::{BackingLink, CheckReport, Description, Driver, Format, Image, Progress, Repair};
 use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_range, joined};
 use crate::{Error, ErrorKind};
+pub use descriptor::BAD_EXTENT;
 use descriptor::{Access, Descriptor};
 use packed::PackedExtent;
+pub use sparse::CUT_SHORT;
 use sparse::{Below, SparseExtent};
+
+/// How the error of a directory that is too large begins.
+pub const LARGE_DIRECTORY: &str = "its grain directory would have";
 
 /// VMware's disks.
 pub static DRIVER: Driver = Driver {
@@ -365,9 +370,7 @@ impl Node for VmdkImage {
                 Data::Sparse(e) => e.status(at, n, self.below(piece)).await?,
                 Data::Packed(e) => e.tables.status(at, n, self.below(piece)).await?,
             };
-            // A byte's place means something in the image's own file only.
-            let own = self.pieces.len() == 1;
-            Ok(Extent { host: e.host.filter(|_| own), ..e })
+            Ok(e)
         })
     }
 
@@ -441,6 +444,11 @@ impl Image for VmdkImage {
             details,
             ..Description::default()
         }
+    }
+
+    fn data_files(&self) -> Vec<(u64, String)> {
+        let name = |p: &Piece| p.data.file().map_or("", |f| f.info().name.as_str()).to_owned();
+        self.pieces.iter().map(|p| (p.start, name(p))).collect()
     }
 
     fn backing(&self) -> Option<NodeRef> {

@@ -30,6 +30,8 @@ use crate::{Error, ErrorKind, SECTOR};
 
 /// Bytes of a directory at most: for 64 TiB with grains of 64 KiB.
 pub const MAX_DIRECTORY: u64 = 8 << 20;
+/// How the error of a file that is too short begins; where the first grain would be comes then.
+pub const CUT_SHORT: &str = "its first grain would be at";
 /// Bytes of tables that are kept in memory.
 const TABLE_MEMORY: usize = 4 << 20;
 /// New grains that are kept in memory until tables are written, at most.
@@ -152,12 +154,9 @@ impl SparseExtent {
         let count = geometry.capacity.div_ceil(geometry.span());
         table_len(&name, "grain directory", count, geometry.entry(), MAX_DIRECTORY)?;
         if geometry.overhead > file.size() {
-            let why = format!(
-                "its first grain would be at {}, beyond the file's end at {}",
-                geometry.overhead,
-                file.size()
-            );
-            return Err(Error::corrupt(&name, format!("{why}: the file is cut short")));
+            let (at, end) = (geometry.overhead, file.size());
+            let why = format!("{CUT_SHORT} {at}, beyond the file's end at {end}: the file is cut short");
+            return Err(Error::corrupt(&name, why));
         }
         let primary = read_directory(&*file, &geometry, geometry.directory).await;
         let second = match geometry.redundant {

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use plinth_image::format::Options;
+use plinth_image::format::{Options, Progress};
 use serde_json::json;
 
 use super::common::{close, failed, interruptible, open_image, result, secret, usage};
@@ -64,7 +64,7 @@ pub fn amend(args: &AmendArgs, global: &Global) -> Result<ExitCode> {
     }
     interruptible(async {
         let opened = open_image(&args.image, false).await?;
-        opened.image.amend(&options).await.map_err(failed)?;
+        opened.image.amend(&options, &Progress::default()).await.map_err(failed)?;
         close(&*opened.image).await
     })?;
     result(global, &json!({ "path": args.image.path }), "")?;

@@ -48,6 +48,7 @@ pub fn map(args: &MapArgs, global: &Global) -> Result<ExitCode> {
         let head =
             format!("{:>16} {:>16} {:<10} {:>5} {:>16}\n", "START", "LENGTH", "WHAT", "DEPTH", "AT IN FILE");
         out.write_all(if json { "[" } else { head.as_str() }.as_bytes()).map_err(wrote)?;
+        let borders: Vec<u64> = opened.image.data_files().into_iter().map(|f| f.0).collect();
         let mut first = true;
         let mut each = |entry: MapEntry| {
             let line = match json {
@@ -57,7 +58,7 @@ pub fn map(args: &MapArgs, global: &Global) -> Result<ExitCode> {
             first = false;
             out.write_all(line.as_bytes()).map_err(wrote)
         };
-        job::map::<MapFailure>(&*opened.image, start, end, &mut |e| each(e).map_err(MapFailure))
+        job::map::<MapFailure>(&*opened.image, start, end, &borders, &mut |e| each(e).map_err(MapFailure))
             .await
             .map_err(|f| f.0)?;
         if json {

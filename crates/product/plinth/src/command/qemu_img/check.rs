@@ -1,14 +1,14 @@
 //! `qemu-img check`.
 
 use plinth_image::ErrorKind;
-use plinth_image::format::{CheckReport, Format, Progress, Repair, qcow2};
+use plinth_image::format::{CheckReport, Format, Progress, Repair};
 use serde_json::{Map, Value};
 
 use super::getopt::parse;
 use super::json::pretty;
 use super::names::{cache, json_wanted, qemu_name};
 use super::open::{How, how, image};
-use super::refusal::in_qemus_words;
+use super::words::finding;
 use super::{Exit, Result, block_on, put, reason, say};
 use crate::printable::printable;
 
@@ -72,6 +72,13 @@ fn value(r: &CheckReport, name: &str, format: &str, fixed: (u64, u64)) -> Value 
     Value::Object(map)
 }
 
+/// What was found, line by line.
+fn tell(report: &CheckReport, repair: Repair) {
+    for line in &report.messages {
+        eprintln!("{}", printable(&finding(line, repair)));
+    }
+}
+
 /// `qemu-img check`.
 pub fn run(args: Vec<String>) -> Result {
     let long = [
@@ -104,6 +111,8 @@ pub fn run(args: Vec<String>) -> Result {
             ErrorKind::Unsupported => Exit::Failed("This image format does not support checks".into(), 63),
             _ => Exit::failed(format!("Check failed: {}", reason(&e))),
         };
+        // Printed at the end: between the two come the lines of the second check, on another stream.
+        let mut shown = String::new();
         let mut report = image.check(repair, &progress).await.map_err(explain)?;
         if image.format() == Format::Vmdk && repair == Repair::No {
             // QEMU does not look for space that is not in use here, and scripts go by the exit code.
@@ -112,25 +121,18 @@ pub fn run(args: Vec<String>) -> Result {
                 report.messages.clear();
             }
         }
-        for line in &report.messages {
-            match line.strip_prefix(qcow2::INCOMPLETE_SNAPSHOT) {
-                Some(n) => {
-                    let did = if repair == Repair::All { "Repairing" } else { "ERROR" };
-                    eprintln!("{did} snapshot table entry{n} is incomplete");
-                }
-                None => eprintln!("{}", printable(&in_qemus_words(line))),
-            }
-        }
+        tell(&report, repair);
         let fixed = (report.corruptions_fixed, report.leaks_fixed);
         if fixed != (0, 0) {
             if !json && !quiet {
-                say(&format!(
+                shown = format!(
                     "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    {} \
                      corruptions\n\nDouble checking the fixed image now...\n",
                     fixed.1, fixed.0
-                ))?;
+                );
             }
             report = image.check(Repair::No, &progress).await.map_err(explain)?;
+            tell(&report, Repair::No);
         }
         if repair != Repair::No {
             image.close().await.map_err(explain)?;
@@ -138,7 +140,7 @@ pub fn run(args: Vec<String>) -> Result {
         if json {
             put(&format!("{}\n", pretty(&value(&report, name, qemu_name(image.format()), fixed))))?;
         } else if !quiet {
-            say(&text(&report))?;
+            say(&(shown + &text(&report)))?;
         }
         match (report.errors, report.corruptions, report.leaks) {
             (1.., ..) => Err(Exit::failed("Check failed")),

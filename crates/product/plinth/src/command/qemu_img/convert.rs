@@ -1,41 +1,43 @@
 //! `qemu-img convert` and `qemu-img dd`.
 
+use std::cell::Cell;
+use std::io::Write;
 use std::rc::Rc;
 
-use plinth_host::aio;
 use plinth_image::format::{Backing, Format, Image, Options, Progress};
 use plinth_image::graph::{Cache, NodeRef};
 use plinth_image::job::{self, ConvertRequest, CopyOptions};
 
-use super::create::{create_reason, link, secret};
+use super::create::{create_reason, inner, link, secret};
 use super::getopt::{Parsed, parse};
 use super::names::{cache, format, known_format, number, number_between, qemu_name, source_cache};
 use super::open::{How, how, image, path};
-use super::options::{NewOptions, can_have_backing, collect, help, help_wanted, sort};
+use super::options::{NewOptions, can_have_backing, collect, sort};
 use super::refusal::refusal;
 use super::target::Target;
-use super::{Exit, Result, block_on, put, reason, say, warn};
+use super::{Exit, Result, block_on, option_help, put, reason, say, warn};
 
-/// Runs a job and shows how far it is, if `shown`.
+/// Runs a job and shows how far it is, if `shown`: at each whole step of 1 % that it makes, as QEMU does, so that
+/// programs that read this see the same of a small disk as of a large one.
 pub async fn with_progress<T>(shown: bool, job: impl AsyncFnOnce(&Progress) -> Result<T>) -> Result<T> {
-    use futures_util::future::{Either, select};
-    let progress = Progress::default();
+    /// Part of the work that is worth a line.
+    const STEP: f64 = 0.01;
     if !shown {
-        return job(&progress).await;
+        return job(&Progress::default()).await;
     }
     let print = |part: f64| put(&format!("    ({:.2}/100%)\r", part * 100.0));
     print(0.0)?;
-    let draw = async {
-        loop {
-            aio::sleep(std::time::Duration::from_millis(200)).await;
+    let told = Cell::new(0.0);
+    let progress = Progress::watched(move |p| {
+        let part = p.done.get().min(p.total.get()) as f64 / p.total.get().max(1) as f64;
+        if part > told.get() + STEP || part < told.get() - STEP || part == 1.0 {
+            told.set(part);
             // A terminal that is gone does not stop the work.
-            let _ = print(progress.done.get() as f64 / progress.total.get().max(1) as f64);
+            let _ = print(part);
+            let _ = std::io::stdout().flush();
         }
-    };
-    let value = match select(std::pin::pin!(job(&progress)), std::pin::pin!(draw)).await {
-        Either::Left((value, _)) => value,
-        Either::Right((never, _)) => never,
-    }?;
+    });
+    let value = job(&progress).await?;
     print(1.0)?;
     say("\n")?;
     Ok(value)
@@ -90,6 +92,8 @@ fn copy_options(parsed: &Parsed) -> Result<CopyOptions> {
     }
     Ok(CopyOptions {
         zero_run,
+        zero_grain: 1 << zero_run.max(1).ilog2(),
+        progress_by_data: true,
         compress: parsed.has("c"),
         salvage: parsed.has("salvage"),
         rate: parsed.value("r").map(|r| number("rate limit", r)).transpose()?,
@@ -130,12 +134,12 @@ pub fn convert(args: Vec<String>) -> Result {
     let parsed = parse(args, SHORT, &long)?;
     let snapshot = snapshot_name(&parsed)?;
     let copy = copy_options(&parsed)?;
+    let out_format = parsed.value("O").unwrap_or("raw");
+    if option_help::wanted(&parsed)? {
+        return option_help::for_new(known_format(out_format)?, parsed.rest.len() > 1);
+    }
     let all_options = collect(&parsed)?;
     check_combinations(&parsed)?;
-    let out_format = parsed.value("O").unwrap_or("raw");
-    if help_wanted(&parsed) {
-        return help(known_format(out_format)?, parsed.rest.len() > 1);
-    }
     let Some((target, sources)) = parsed.rest.split_last().filter(|(_, s)| !s.is_empty()) else {
         return Err(Exit::failed("Must specify image file name"));
     };
@@ -259,11 +263,12 @@ impl Job<'_> {
         let options = CopyOptions {
             target_is_zero: self.parsed.has("target-is-zero"),
             layers: backing.then_some(1),
+            // Version 2 has no notes.
+            note_zeros: target.describe().details.get("compat").is_some_and(|c| c != "0.10"),
             ..self.copy.clone()
         };
         let failed = |e: plinth_image::Error| Exit::failed(format!("error while converting: {}", reason(&e)));
         let report = with_progress(self.shown(), async |progress| {
-            progress.total.set(source.size());
             let report = job::copy(&*source, 0..source.size(), &*target, 0, &options, progress)
                 .await
                 .map_err(failed)?;
@@ -316,7 +321,17 @@ impl Job<'_> {
         let mut backing: Option<Backing> = None;
         if let Some(below) = &new.backing {
             let below_format = new.backing_format.as_deref().and_then(format);
-            backing = Some(link(target, below, below_format, self.from).await?.0);
+            let found = link(target, below, below_format, self.from).await.map_err(|e| match e {
+                Exit::Failed(why, code) => {
+                    let why = inner(&why, below);
+                    Exit::Failed(
+                        format!("Could not open '{target}': Could not open backing file: {why}"),
+                        code,
+                    )
+                }
+                other => other,
+            })?;
+            backing = Some(found.0);
         }
         if let Some(why) = refusal(out, &new, bytes) {
             return Err(failed(why));

@@ -8,11 +8,11 @@ use plinth_image::job;
 
 use super::getopt::parse;
 use super::open::{How, image, is_no_file};
-use super::options::{NewOptions, can_have_backing, collect, formatting, help, help_wanted, sort};
+use super::options::{NewOptions, can_have_backing, collect, formatting, sort};
 use super::refusal::refusal;
 use super::secret::{passphrase, secrets};
 use super::target::Target;
-use super::{Exit, Result, block_on, names, reason, say};
+use super::{Exit, Result, block_on, names, option_help, reason, say};
 
 /// The path of a backing image, as seen from the image that names it.
 pub fn beside(file: &str, backing: &str) -> PathBuf {
@@ -46,8 +46,8 @@ pub async fn link(file: &str, backing: &str, format: Option<Format>, how: &How) 
 pub fn run(args: Vec<String>) -> Result {
     let parsed = parse(args, "F:b:f:ho:qu", &[])?;
     let name = parsed.value("f").unwrap_or("raw");
-    if help_wanted(&parsed) {
-        return help(names::known_format(name)?, !parsed.rest.is_empty());
+    if option_help::wanted(&parsed)? {
+        return option_help::for_new(names::known_format(name)?, !parsed.rest.is_empty());
     }
     let [file, sizes @ ..] = &parsed.rest[..] else { return Err(Exit::usage("Expecting image file name")) };
     let mut size = None;
@@ -160,7 +160,7 @@ pub fn secret(new: &NewOptions, how: &How) -> std::result::Result<Option<std::rc
 }
 
 /// A message without what it was about.
-fn inner<'a>(why: &'a str, name: &str) -> &'a str {
+pub fn inner<'a>(why: &'a str, name: &str) -> &'a str {
     let whole = why.strip_prefix("Could not open '").and_then(|w| w.strip_prefix(name)?.strip_prefix("': "));
     whole.or(why.split_once("': ").map(|(_, rest)| rest)).unwrap_or(why)
 }

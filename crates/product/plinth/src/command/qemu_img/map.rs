@@ -1,5 +1,6 @@
 //! `qemu-img map` and `qemu-img measure`.
 
+use std::collections::BTreeSet;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -35,22 +36,43 @@ fn json_line(entry: &MapEntry) -> String {
     text + "}"
 }
 
-/// The files of an image and of those below it, as the images name them.
-async fn files(image: &Rc<dyn Image>, top: PathBuf, how: &How) -> Vec<PathBuf> {
+/// The files of an image, and of those below it.
+struct Layer {
+    /// The image's own, as the image above names it.
+    own: PathBuf,
+    /// The others that have bytes of the disk: from which one on.
+    others: Vec<(u64, String)>,
+}
+
+impl Layer {
+    /// The file that has a byte of the disk.
+    fn file_of(&self, byte: u64) -> String {
+        let n = self.others.partition_point(|f| f.0 <= byte);
+        match n.checked_sub(1).map(|n| &self.others[n].1) {
+            Some(other) => other.clone(),
+            None => self.own.display().to_string(),
+        }
+    }
+}
+
+/// The files of an image and of those below it.
+async fn files(image: &Rc<dyn Image>, top: PathBuf, how: &How) -> Vec<Layer> {
     let how = How { no_backing: true, share: true, ..how.clone() };
-    let mut files = vec![top];
+    let mut files = vec![Layer { own: top, others: image.data_files() }];
     let mut link = image.describe().backing;
     while let Some(l) = link.take() {
-        let above = files.last().expect("the top is there").clone();
+        let above = files.last().expect("the top is there").own.clone();
         let joined = above.parent().unwrap_or(Path::new("")).join(&l.name);
         let Ok(real) = backing_path(&above, &l.name, &trust(&how)) else { break };
         let shown = if joined.exists() { joined } else { real };
         let format = l.format.map(qemu_name);
+        let mut others = Vec::new();
         // A chain that comes back to itself was refused when the image was opened.
         if let Ok(below) = super::open::image(&shown.display().to_string(), format, false, &how).await {
             link = below.describe().backing;
+            others = below.data_files();
         }
-        files.push(shown);
+        files.push(Layer { own: shown, others });
     }
     files
 }
@@ -84,6 +106,8 @@ pub fn map(args: Vec<String>) -> Result {
             format!("{:<16}{:<16}{:<16}File\n", "Offset", "Length", "Mapped to")
         };
         out.write_all(head.as_bytes()).map_err(wrote)?;
+        let borders: Vec<u64> = layers.iter().flat_map(|l| l.others.iter().map(|f| f.0)).collect();
+        let borders: Vec<u64> = borders.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
         let mut first = true;
         // Neighbours that people see as one.
         let mut pending: Option<MapEntry> = None;
@@ -91,7 +115,7 @@ pub fn map(args: Vec<String>) -> Result {
             let hex = |n: u64| if n == 0 { "0".to_owned() } else { format!("{n:#x}") };
             let host = hex(e.extent.host.unwrap_or(0));
             let file = layers.get(e.extent.depth as usize).or(layers.last());
-            let file = file.map(|f| f.display().to_string()).unwrap_or_default();
+            let file = file.map(|f| f.file_of(e.start)).unwrap_or_default();
             format!("{:<16}{:<16}{host:<16}{file}\n", hex(e.start), hex(e.extent.len))
         };
         let mut each = |entry: MapEntry| -> Result {
@@ -109,7 +133,8 @@ pub fn map(args: Vec<String>) -> Result {
             if let Some(last) = &mut pending {
                 let follows = last.start + last.extent.len == entry.start
                     && last.extent.depth == entry.extent.depth
-                    && last.extent.host.map(|h| h + last.extent.len) == entry.extent.host;
+                    && last.extent.host.map(|h| h + last.extent.len) == entry.extent.host
+                    && borders.binary_search(&entry.start).is_err();
                 if follows {
                     last.extent.len += entry.extent.len;
                     return Ok(());
@@ -119,7 +144,7 @@ pub fn map(args: Vec<String>) -> Result {
             pending = Some(entry);
             Ok(())
         };
-        job::map::<Exit>(&*image, start, end, &mut each).await?;
+        job::map::<Exit>(&*image, start, end, &borders, &mut each).await?;
         if let Some(last) = &pending {
             out.write_all(human(last).as_bytes()).map_err(wrote)?;
         }

@@ -21,6 +21,7 @@ mod map;
 mod names;
 mod nbd;
 mod open;
+mod option_help;
 mod options;
 mod quorum;
 mod refusal;
@@ -30,6 +31,7 @@ mod snapshot;
 mod target;
 mod through;
 mod tree;
+mod words;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -199,7 +201,7 @@ pub fn warn(message: &str) {
 pub fn reason(e: &Error) -> String {
     let text = e.source.to_string();
     // The host's errors, as strerror(3) has them.
-    refusal::in_qemus_words(text.split(" (os error ").next().unwrap_or_default())
+    words::in_qemus_words(text.split(" (os error ").next().unwrap_or_default())
 }
 
 /// Runs a job on this thread; a signal ends it, and it leaves nothing half-done.

@@ -20,8 +20,10 @@ use super::quorum::Quorum;
 use super::secret::{Secrets, passphrase, secrets};
 use super::through::Through;
 use super::tree::Tree;
+use super::words::in_qemus_words;
 use super::{Exit, Result, names, nbd, quorum, reason};
 use crate::command::disk::open_source;
+use crate::printable::printable;
 
 /// How to open an image.
 #[derive(Clone, Default)]
@@ -161,6 +163,9 @@ pub async fn image(name: &str, format: Option<&str>, image_opts: bool, how: &How
     };
     let image = opened.await.map_err(refused)?;
     opening.faults.into_inner().iter().for_each(|armed| armed.set(true));
+    for line in image.describe().mended {
+        eprintln!("{}", printable(&in_qemus_words(&line)));
+    }
     Ok(image)
 }
 
@@ -368,6 +373,8 @@ impl Opening<'_> {
             return Err(unknown_option(named, key));
         }
         let mut file = file;
+        let file_driver = file.get("driver").unwrap_or("file").to_owned();
+        let described = file.described();
         let inner = General::take(&mut file)?;
         options.share |= inner.share;
         options.cache = inner.cache.unwrap_or(options.cache);
@@ -381,7 +388,15 @@ impl Opening<'_> {
                     None => Rc::new(NoLinks),
                 };
                 let links = Rc::new(Given { inner, ..given.unwrap_or_default() });
-                let opened: Opened = open_linked_node(node, links, &options).await.map_err(failed)?;
+                let opened = open_linked_node(node, links, &options).await;
+                let opened: Opened = opened.map_err(|e| match (e.kind, &path, format) {
+                    // Nobody knows from where the extents' names are seen.
+                    (ErrorKind::Denied, None, Some(Format::Vmdk)) => format!(
+                        "Cannot use relative paths with VMDK descriptor file '{described}': Cannot generate a base \
+                         directory for {file_driver} nodes"
+                    ),
+                    _ => failed(e),
+                })?;
                 opened.image
             }
         };

@@ -1,14 +1,15 @@
-//! Options of formats: how QEMU lists and prints them, and `amend`.
+//! Options of formats: how QEMU prints them, and `amend`.
 
 use plinth_image::SECTOR;
-use plinth_image::format::{Format, OptionKind, Options};
+use plinth_image::format::{Format, Image, OptionKind, Options};
 
+use super::convert::with_progress;
 use super::getopt::{Parsed, parse};
-use super::names::{known_format, qemu_name, size};
+use super::names::{qemu_name, size};
 use super::open::{How, image};
 use super::refusal::{amend_failure, amend_refusal};
 use super::secret::{resolved, secrets};
-use super::{Exit, Result, block_on, reason, say};
+use super::{Exit, Result, block_on, option_help, reason};
 
 /// Options in the order in which QEMU prints them when it creates an image, with their defaults.
 fn printed(format: Format) -> &'static [(&'static str, Option<&'static str>)] {
@@ -99,63 +100,26 @@ pub struct NewOptions {
     pub encryption: Option<String>,
 }
 
-/// Options for `-o`; QEMU refuses lists that could not be put together.
-pub fn collect(parsed: &Parsed) -> Result<Option<Options>> {
-    let texts = parsed.values("o");
-    let mut all = Options::default();
-    for text in &texts {
+/// QEMU refuses lists that could not be put together.
+pub fn check_lists(parsed: &Parsed) -> Result {
+    for text in parsed.values("o") {
         let trailing = text.len() - text.trim_end_matches(',').len();
         if text.is_empty() || text.starts_with(',') || trailing % 2 == 1 {
             return Err(Exit::failed(format!("Invalid option list: {text}")));
         }
+    }
+    Ok(())
+}
+
+/// Options for `-o`.
+pub fn collect(parsed: &Parsed) -> Result<Option<Options>> {
+    check_lists(parsed)?;
+    let texts = parsed.values("o");
+    let mut all = Options::default();
+    for text in &texts {
         all.add(text).map_err(|e| Exit::failed(reason(&e)))?;
     }
     Ok((!texts.is_empty()).then_some(all))
-}
-
-/// True if the user asks which options there are.
-pub fn help_wanted(parsed: &Parsed) -> bool {
-    parsed
-        .values("o")
-        .iter()
-        .any(|text| text.replace(",,", "\0").split(',').any(|part| matches!(part, "help" | "?")))
-}
-
-/// Prints the options of a format.
-pub fn help(format: Format, with_file: bool) -> Result {
-    let Some(driver) = format.driver().filter(|d| d.create.is_some()) else {
-        return Err(Exit::failed(format!(
-            "Format driver '{}' does not support image creation",
-            qemu_name(format)
-        )));
-    };
-    let kind = |k: OptionKind| match k {
-        OptionKind::Size => "<size>",
-        OptionKind::Number => "<num>",
-        OptionKind::Flag => "<bool (on/off)>",
-        OptionKind::Choice(_) | OptionKind::Text => "<str>",
-    };
-    let mut lines: Vec<(String, &str)> =
-        driver.options.iter().map(|o| (format!("{}={}", o.name, kind(o.kind)), o.help)).collect();
-    lines.push(("size=<size>".into(), "bytes of the disk"));
-    if can_have_backing(format) {
-        lines.push(("backing_file=<str>".into(), "the image below"));
-        lines.push(("backing_fmt=<str>".into(), "the format of the image below"));
-    }
-    lines.sort();
-    let name = qemu_name(format);
-    let mut text =
-        if with_file { "Supported options:\n".to_owned() } else { format!("Supported {name} options:\n") };
-    for (left, help) in lines {
-        text.push_str(&format!("  {left:<23} - {help}\n"));
-    }
-    if !with_file {
-        text.push_str(
-            "\nThe protocol level may support further options.\n\
-             Specify the target filename to include those options.\n",
-        );
-    }
-    say(&text)
 }
 
 /// True if images of the format stand on others.
@@ -261,33 +225,54 @@ pub fn formatting(file: &str, format: Format, new: &NewOptions, bytes: Option<u6
     text
 }
 
+/// The format that an image is said to have.
+fn amended(name: Option<&str>, file: &str) -> Result<Option<Format>> {
+    let Some(name) = name else { return Ok(None) };
+    super::names::format(name).map(Some).ok_or_else(|| {
+        Exit::failed(match super::names::unknown(name).contains("driver") {
+            true => format!("Format driver '{name}' does not support option amendment"),
+            false => format!("Could not open '{file}': Unknown driver '{name}'"),
+        })
+    })
+}
+
+/// Takes out what is said of the image below, if it is what the image says.
+fn same_backing(image: &dyn Image, options: &mut Options) -> Result {
+    let name = options.remove("backing_file");
+    let format = options.remove("backing_fmt");
+    let link = image.describe().backing;
+    let known = link.as_ref().map(|l| l.name.as_str()).unwrap_or_default();
+    let known_format = link.as_ref().and_then(|l| l.format).map(qemu_name).unwrap_or_default();
+    if name.is_some_and(|n| n != known) || format.is_some_and(|f| f != known_format) {
+        let why = "Cannot amend the backing file\nYou can use 'qemu-img rebase' instead.";
+        return Err(Exit::failed(why));
+    }
+    Ok(())
+}
+
 /// `qemu-img amend`.
 pub fn amend(args: Vec<String>) -> Result {
     let parsed = parse(args, "ho:qf:t:p", &[("force", false, "force")])?;
-    if help_wanted(&parsed) {
-        let name =
-            parsed.value("f").ok_or_else(|| Exit::failed("Option help requires a format be specified"))?;
-        return help(known_format(name)?, true);
+    let help = option_help::wanted(&parsed)?;
+    let file = parsed.rest.first().map(String::as_str).unwrap_or_default();
+    let format = amended(parsed.value("f"), file)?;
+    if let Some(format) = format.filter(|_| help) {
+        return option_help::for_change(format);
     }
-    let Some(options) = collect(&parsed)? else { return Err(Exit::usage("Must specify options (-o)")) };
+    let options = if help { Some(Options::default()) } else { collect(&parsed)? };
+    let Some(mut options) = options else { return Err(Exit::usage("Must specify options (-o)")) };
     let [name] = &parsed.rest[..] else { return Err(Exit::failed("Expecting one image file name")) };
-    if let Some(f) = parsed.value("f").filter(|f| super::names::format(f).is_none()) {
-        return Err(Exit::failed(match super::names::unknown(f).contains("driver") {
-            true => format!("Format driver '{f}' does not support option amendment"),
-            false => format!("Could not open '{name}': Unknown driver '{f}'"),
-        }));
-    }
     let how = How { secrets: secrets(&parsed)?, ..How::default() };
     block_on(async {
         let image = image(name, parsed.value("f"), parsed.has("image-opts"), &how).await?;
+        if help {
+            return option_help::for_change(image.format());
+        }
         if !matches!(image.format(), Format::Qcow2 | Format::Luks) {
             let name = qemu_name(image.format());
             return Err(Exit::failed(format!("Format driver '{name}' does not support option amendment")));
         }
-        if options.text("backing_file").is_some() || options.text("backing_fmt").is_some() {
-            let why = "Cannot amend the backing file\nYou can use 'qemu-img rebase' instead.";
-            return Err(Exit::failed(why));
-        }
+        same_backing(&*image, &mut options)?;
         if let Some(why) = amend_refusal(&*image, &options) {
             return Err(Exit::failed(why));
         }
@@ -305,9 +290,13 @@ pub fn amend(args: Vec<String>) -> Result {
             Some(new) if now => image.resize(new.next_multiple_of(SECTOR)).await.map_err(failed),
             _ => Ok(()),
         };
-        resize(first).await?;
-        image.amend(&options).await.map_err(|e| Exit::failed(amend_failure(reason(&e), &options)))?;
-        resize(!first).await?;
+        with_progress(parsed.has("p") && !parsed.has("q"), async |progress| {
+            resize(first).await?;
+            let amended = image.amend(&options, progress).await;
+            amended.map_err(|e| Exit::failed(amend_failure(reason(&e), &options)))?;
+            resize(!first).await
+        })
+        .await?;
         image.close().await.map_err(failed)
     })
 }

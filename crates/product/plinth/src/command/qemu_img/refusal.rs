@@ -1,7 +1,8 @@
 //! What QEMU refuses to create, in its words: scripts look for them. The formats themselves refuse the same.
 
-use plinth_image::format::{Format, Image, OptionKind, Options, UNKNOWN_FORMAT, luks, qcow2 as qcow2_format};
+use plinth_image::format::{Format, Image, OptionKind, Options, luks};
 
+use super::option_help::QCOW2_AMENDS;
 use super::options::NewOptions;
 
 /// Why QEMU would not create such an image, where it has words of its own for it.
@@ -93,13 +94,11 @@ fn qcow2(new: &NewOptions, bytes: u64) -> Option<String> {
 
 /// Why QEMU would not change options of an image in this way, where it has words of its own for it.
 pub fn amend_refusal(image: &dyn Image, options: &Options) -> Option<String> {
-    const QCOW2: [&str; 6] =
-        ["compat", "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits", "size"];
     const KEYS: [&str; 5] = ["state", "keyslot", "new-secret", "old-secret", "iter-time"];
     let format = image.format();
     let (own, prefix): (&[&str], &str) = match format {
         Format::Luks => (&[], ""),
-        _ => (&QCOW2, "encrypt."),
+        _ => (&QCOW2_AMENDS, "encrypt."),
     };
     for (name, _) in options.iter() {
         if own.contains(&name) || name.strip_prefix(prefix).is_some_and(|n| KEYS.contains(&n)) {
@@ -121,7 +120,25 @@ pub fn amend_refusal(image: &dyn Image, options: &Options) -> Option<String> {
     };
     let bits = options.number("refcount_bits").ok()?;
     let other_bits = |n: Option<u64>| n.is_some_and(|n| n != 16);
+    if details.contains_key("data-file-raw") {
+        if old {
+            return Some("Cannot downgrade an image with a data file".to_owned());
+        }
+    } else if options.text("data_file").is_some() {
+        return Some("data-file can only be set for images that use an external data file".to_owned());
+    }
+    // Bits of the header that an old version does not have.
+    let zstd = if details.get("compression-type").is_some_and(|t| t == "zstd") { 1 << 3 } else { 0 };
+    let extended = if details.get("extended-l2") == Some(&true.into()) { 1 << 4 } else { 0 };
+    if old && zstd + extended > 0 {
+        let bits = zstd + extended;
+        return Some(format!("Cannot downgrade an image with incompatible features {bits:#x} set"));
+    }
     let rules = [
+        (
+            options.flag("data_file_raw") == Some(true) && details.get("data-file-raw") != Some(&true.into()),
+            "data-file-raw cannot be set on existing images",
+        ),
         (
             old && options.flag("lazy_refcounts") == Some(true),
             "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)",
@@ -136,24 +153,6 @@ pub fn amend_refusal(image: &dyn Image, options: &Options) -> Option<String> {
         ),
     ];
     rules.into_iter().find(|r| r.0).map(|r| r.1.to_owned())
-}
-
-/// What QEMU says instead of a message of ours.
-pub fn in_qemus_words(text: &str) -> String {
-    if let Some(format) = text.strip_prefix(UNKNOWN_FORMAT) {
-        return format!("Could not open backing file: Unknown driver {format}");
-    }
-    match text {
-        qcow2_format::NO_CRYPT_HEADER => "Missing CRYPTO header for crypt method 2",
-        qcow2_format::NARROW_COUNTS => {
-            "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean copy if \
-             the image cannot be opened for writing"
-        }
-        luks::ALL_SLOTS_IN_USE => "Can't add a keyslot - all keyslots are in use",
-        luks::NO_SUCH_KEY => "No keyslots match given (old) password for erase operation",
-        other => other,
-    }
-    .to_owned()
 }
 
 /// Why QEMU would not have changed a key slot, where we would not either.

@@ -82,12 +82,19 @@ impl Tree {
             };
             t.below.is_empty() && t.options.iter().all(plain)
         };
-        let plain = match (self.below.len(), self.below.get("file")) {
+        // What else is given of an image says nothing of which image it is, as QEMU sees it.
+        let nodes = self.below.keys().filter(|k| *k != "data-file").count();
+        let plain = match (nodes, self.below.get("file")) {
             (1, Some(file)) => plain_file(file) && self.options.keys().all(|k| k == "driver"),
             (0, _) => self.options.keys().all(|k| matches!(k.as_str(), "driver" | "filename")),
             _ => false,
         };
-        (!plain).then(|| format!("json:{}", self.json()))
+        (!plain).then(|| self.described())
+    }
+
+    /// The description as JSON, behind its mark.
+    pub fn described(&self) -> String {
+        format!("json:{}", self.json())
     }
 
     fn json(&self) -> Value {
