@@ -386,3 +386,16 @@ fn amending_is_refused_in_the_words_of_the_peer() {
     does(dir, &["amend", "-o", "backing_file=base,backing_fmt=qcow2", "c"]);
     fails(dir, &["amend", "-o", "backing_file=b", "c"], 1, "Cannot amend the backing file");
 }
+
+#[test]
+fn faults_happen_below_what_is_committed_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    image(dir, "base", &clusters(&[1, 1]), &[]);
+    image(dir, "top", &clusters(&[2, 1]), &["-B", "base", "-F", "qcow2"]);
+    let described = "json:{'driver':'qcow2','file':{'driver':'file','filename':'top'},'backing':{'driver':'qcow2','file':\
+                     {'driver':'blkdebug','inject-error':[{'event':'write_aio','errno':28,'once':true}],\
+                     'image':{'driver':'file','filename':'base'}}}}";
+    fails(dir, &["commit", described], 1, "Block job failed: No space left on device");
+    assert!(contents(dir, "top") == clusters(&[2, 1]));
+}

@@ -93,7 +93,7 @@ fn copy_options(parsed: &Parsed) -> Result<CopyOptions> {
     Ok(CopyOptions {
         zero_run,
         zero_grain: 1 << zero_run.max(1).ilog2(),
-        progress_by_data: true,
+        progress_by_data: parsed.has("p") && !parsed.has("q"),
         compress: parsed.has("c"),
         salvage: parsed.has("salvage"),
         rate: parsed.value("r").map(|r| number("rate limit", r)).transpose()?,
@@ -263,8 +263,7 @@ impl Job<'_> {
         let options = CopyOptions {
             target_is_zero: self.parsed.has("target-is-zero"),
             layers: backing.then_some(1),
-            // Version 2 has no notes.
-            note_zeros: target.describe().details.get("compat").is_some_and(|c| c != "0.10"),
+            note_zeros: has_notes(&*target),
             ..self.copy.clone()
         };
         let failed = |e: plinth_image::Error| Exit::failed(format!("error while converting: {}", reason(&e)));
@@ -389,6 +388,14 @@ impl Job<'_> {
         }
         Ok(())
     }
+}
+
+/// True if zeros can be noted in an image without any space for them.
+fn has_notes(image: &dyn Image) -> bool {
+    let details = image.describe().details;
+    let new = details.get("compat").is_some_and(|c| c != "0.10");
+    // A raw data file has the zeros itself.
+    new && details.get("data-file-raw") != Some(&true.into())
 }
 
 /// True if a format has compressed clusters.

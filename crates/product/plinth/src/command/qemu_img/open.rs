@@ -162,7 +162,7 @@ pub async fn image(name: &str, format: Option<&str>, image_opts: bool, how: &How
         }
     };
     let image = opened.await.map_err(refused)?;
-    opening.faults.into_inner().iter().for_each(|armed| armed.set(true));
+    opening.arm();
     for line in image.describe().mended {
         eprintln!("{}", printable(&in_qemus_words(&line)));
     }
@@ -183,7 +183,9 @@ pub async fn described_below(
         tree = below;
     }
     let opening = Opening { how, faults: RefCell::default() };
-    opening.image(tree, None, how.read_only).await.map(Some).map_err(refused)
+    let image = opening.image(tree, None, how.read_only).await.map_err(refused)?;
+    opening.arm();
+    Ok(Some(image))
 }
 
 /// What is below an image.
@@ -198,6 +200,12 @@ struct Opening<'a> {
     how: &'a How,
     /// Faults begin when all is open.
     faults: RefCell<Vec<Rc<Cell<bool>>>>,
+}
+
+impl Opening<'_> {
+    fn arm(&self) {
+        self.faults.borrow().iter().for_each(|armed| armed.set(true));
+    }
 }
 
 fn on(key: &str, value: &str) -> Why<bool> {
