@@ -508,3 +508,8 @@ fn damaged_images_do_no_harm() {
         assert!(begin.elapsed().as_secs() < 20, "image {n} takes {:?}", begin.elapsed());
     }
 }
+
+#[test]
+fn a_large_disk_with_little_in_it_is_not_looked_at_cluster_by_cluster() {
+    common::sparse_table(&vmdk::DRIVER, "", 1 << 40, 65536);
+}
