@@ -9,7 +9,7 @@ use plinth_image::format::{
     Format, Image, MemoryOutput, OpenOptions, OpenRequest, Options, Output, OutputFiles, Progress, open,
     open_node,
 };
-use plinth_image::graph::{Cache, IoBuf, IoData, MemoryNode, Node, NodeRef};
+use plinth_image::graph::{Cache, Extent, Io, IoBuf, IoData, MemoryNode, Node, NodeInfo, NodeRef, ReadNode};
 use plinth_image::job::{
     self, CompareOptions, Concat, Contents, ConvertRequest, CopyOptions, Difference, MapEntry, Measured,
 };
@@ -421,5 +421,68 @@ fn what_is_written_in_a_row_lies_in_a_row() {
         let copy = CopyOptions::default();
         job::copy(&*source, 0..64 << 20, &*target, 0, &copy, &Progress::default()).await.unwrap();
         assert_eq!(target.status(0, 64 << 20).await.unwrap().len, 64 << 20);
+    });
+}
+
+/// A disk of which a part cannot be read, nor looked at.
+struct Broken {
+    below: MemoryNode,
+    bad: std::ops::Range<u64>,
+}
+
+impl Broken {
+    fn look(&self, offset: u64, len: u64) -> Result<(), Error> {
+        match offset < self.bad.end && offset + len > self.bad.start {
+            true => Err(Error::new(ErrorKind::Io, "cannot read 'broken'", "it is scratched")),
+            false => Ok(()),
+        }
+    }
+}
+
+impl ReadNode for Broken {
+    fn info(&self) -> &NodeInfo {
+        Node::info(&self.below)
+    }
+
+    fn size(&self) -> u64 {
+        Node::size(&self.below)
+    }
+
+    fn read(&self, offset: u64, buf: IoBuf) -> Io<'_, IoBuf> {
+        Box::pin(async move {
+            self.look(offset, buf.len() as u64)?;
+            Node::read(&self.below, offset, buf).await
+        })
+    }
+
+    fn status(&self, offset: u64, len: u64) -> Io<'_, Extent> {
+        Box::pin(async move {
+            self.look(offset, 1)?;
+            Node::status(&self.below, offset, len).await
+        })
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_salvaged_around() {
+    block_on(async {
+        const SIZE: u64 = 4 << 20;
+        let below = MemoryNode::new("broken");
+        below.put(0, &vec![5; SIZE as usize]);
+        let bad = 1_500_160..1_501_184;
+        let broken = Broken { below, bad: bad.clone() };
+        let mut options = CopyOptions { salvage: true, in_flight: 8, ..CopyOptions::default() };
+        let target = raw(MemoryNode::new("target")).await;
+        target.resize(SIZE).await.unwrap();
+        let copy = async |options: &CopyOptions| {
+            job::copy(&broken, 0..SIZE, &*target, 0, options, &Progress::default()).await
+        };
+        let report = copy(&options).await.unwrap();
+        assert_eq!(report.unreadable, [(1_500_160, 1024)]);
+        for (at, byte) in (0..).zip(all(&*target).await) {
+            assert_eq!(byte, if bad.contains(&at) { 0 } else { 5 }, "{at}");
+        }
+        options.salvage = false;
+        copy(&options).await.unwrap_err();
     });
 }

@@ -34,3 +34,8 @@ fn qemu_and_plinth_work_on_the_same_image_in_turns() {
         common::with_qemu(&DRIVER, None, options, "qed", true, seed);
     }
 }
+
+#[test]
+fn a_large_disk_with_little_in_it_is_not_looked_at_cluster_by_cluster() {
+    common::sparse_table(&DRIVER, "", 16 << 40, 65536);
+}

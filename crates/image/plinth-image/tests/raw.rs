@@ -2,10 +2,14 @@
 
 mod common;
 
+use std::rc::Rc;
+
 use futures_util::FutureExt;
 use plinth_host::aio::block_on;
-use plinth_image::format::{CreateRequest, OpenOptions, Options, Output, OutputFiles, open, raw};
-use plinth_image::graph::{Cache, IoData, Node};
+use plinth_image::format::{
+    CreateRequest, Format, OpenOptions, Options, Output, OutputFiles, open, open_node, raw,
+};
+use plinth_image::graph::{Cache, IoBuf, IoData, MemoryNode, Node, NodeRef, SliceNode};
 use plinth_image::testing::{Shadow, Workload};
 
 const SIZE: u64 = 4 << 20;
@@ -59,4 +63,33 @@ fn a_new_image_has_its_name_when_it_is_finished() {
     let opened = block_on(open(&path, &OpenOptions::default())).unwrap();
     assert!(opened.probed);
     assert_eq!(opened.image.size(), SIZE);
+}
+
+#[test]
+fn the_last_sector_of_what_cannot_grow_is_padded() {
+    block_on(async {
+        const LEN: u64 = 3 * 512 + 100;
+        let below = MemoryNode::new("below");
+        below.put(0, &[7; LEN as usize]);
+        below.set_size(LEN);
+        // A slice reads and writes nothing beyond its end, as an export.
+        let slice: NodeRef = Rc::new(SliceNode::new(Rc::new(below), 0, LEN).unwrap());
+        let options = OpenOptions { format: Some(Format::Raw), ..OpenOptions::default() };
+        let image = open_node(slice, &options).await.unwrap().image;
+        assert_eq!(image.size(), 4 * 512);
+        let all = image.read(0, IoBuf::new(4 * 512)).await.unwrap();
+        assert!(all[..LEN as usize].iter().all(|&b| b == 7) && all[LEN as usize..].iter().all(|&b| b == 0));
+        let mut at = 0;
+        while at < image.size() {
+            at += image.status(at, image.size() - at).await.unwrap().len;
+        }
+        let mut sector = [0; 512];
+        sector[..100].fill(8);
+        image.write(3 * 512, IoData::copy_of(&sector)).await.unwrap();
+        image.write_zeroes(3 * 512 + 50, 462, true).await.unwrap();
+        let last = image.read(3 * 512, IoBuf::new(512)).await.unwrap();
+        assert!(last[..50].iter().all(|&b| b == 8) && last[50..].iter().all(|&b| b == 0));
+        sector[100] = 1;
+        image.write(3 * 512, IoData::copy_of(&sector)).await.unwrap_err();
+    });
 }

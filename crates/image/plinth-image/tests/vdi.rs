@@ -156,3 +156,8 @@ fn damaged_images_are_refused_or_read() {
     let options = ["block_size=64k", "static,block_size=64k"];
     common::damaged(&vdi::DRIVER, &options, 2 << 20, plinth_image::fuzz::fuzz_vdi);
 }
+
+#[test]
+fn a_large_table_with_little_in_it_is_read_in_pieces() {
+    common::sparse_table(&vdi::DRIVER, "", 4 << 40, 1 << 20);
+}

@@ -177,3 +177,8 @@ fn damaged_images_are_refused_or_read() {
     let options = ["block_size=64k", "subformat=fixed"];
     common::damaged(&vhd::DRIVER, &options, 2 * M, plinth_image::fuzz::fuzz_vhd);
 }
+
+#[test]
+fn a_large_table_with_little_in_it_is_read_in_pieces() {
+    common::sparse_table(&vhd::DRIVER, "", 1 << 40, 2 << 20);
+}

@@ -205,3 +205,8 @@ fn damaged_images_are_refused_or_read() {
     let options = ["block_size=1M", "block_size=1M,subformat=fixed"];
     common::damaged(&vhdx::DRIVER, &options, 2 * M, plinth_image::fuzz::fuzz_vhdx);
 }
+
+#[test]
+fn a_large_table_with_little_in_it_is_read_in_pieces() {
+    common::sparse_table(&vhdx::DRIVER, "block_size=1M", 2 << 40, 1 << 20);
+}

@@ -550,3 +550,8 @@ fn descriptions_with_offsets_that_cannot_be_are_refused() {
         }
     });
 }
+
+#[test]
+fn a_large_disk_with_little_in_it_is_not_looked_at_cluster_by_cluster() {
+    common::sparse_table(&vmdk::DRIVER, "", 1 << 40, 65536);
+}

@@ -261,6 +261,7 @@ def chunk(buf, offset, status, error):
 h.pread_structured(1 << 20, 0, chunk)
 assert sum(c[1] for c in chunks) == 1 << 20 and any(c[2] == nbd.READ_HOLE for c in chunks), chunks
 h.set_strict_mode(0)
+assert h.pread(0, 0) == b""
 for bad in (lambda: h.pread(512, 8388608), lambda: h.pwrite(b"z", 8388608)):
     try:
         bad()

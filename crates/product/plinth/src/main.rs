@@ -11,9 +11,7 @@ mod printable;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use cli::{BuildWhat, Cli, Command, ImageCommand};
+use cli::{BuildWhat, Command, ImageCommand};
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
@@ -23,7 +21,10 @@ fn main() -> ExitCode {
     if called(&name) || rest.peek().is_some_and(|first| first == "qemu-img") {
         return command::qemu_img::run(rest.skip(usize::from(!called(&name))).collect());
     }
-    let cli = Cli::parse();
+    let cli = match cli::parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     let format = cli.global.output;
     let done = logging::start(&cli.global).and_then(|()| match cli.command {
         Command::Run(args) => command::run::run(*args, &cli.global),

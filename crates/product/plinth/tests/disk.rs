@@ -606,3 +606,55 @@ fn names_in_images_do_not_command_the_terminal() {
     assert_eq!(theirs["snapshots"][0]["name"], name);
     fails(dir, &["disk", "snapshot", "delete", "d.qcow2", "\x1b[2J"], 1, &["\\u{1b}[2J"]);
 }
+
+#[test]
+fn what_is_read_is_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    does(folder, &["disk", "create", "d.qcow2", "8M"]);
+    std::os::unix::fs::symlink("d.qcow2", folder.join("link.qcow2")).unwrap();
+    for command in ["convert", "dd"] {
+        fails(folder, &["disk", command, "d.qcow2", "link.qcow2", "--force"], 2, &["is what is read, too"]);
+    }
+    // A link to an image stays one.
+    does(folder, &["disk", "compact", "link.qcow2"]);
+    assert!(fs::symlink_metadata(folder.join("link.qcow2")).unwrap().is_symlink());
+    does(folder, &["disk", "check", "--repair", "link.qcow2"]);
+    fails(folder, &["disk", "info", "."], 1, &["neither a regular file nor a block device"]);
+    fails(folder, &["disk", "create", "nbd://localhost/x", "1M"], 2, &["is an address"]);
+}
+
+#[test]
+fn a_map_is_json_up_to_where_the_image_is_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    does(folder, &["disk", "create", "d.vhd", "64M"]);
+    let path = folder.join("d.vhd");
+    let mut bytes = fs::read(&path).unwrap();
+    let table = u64::from_be_bytes(bytes[512 + 16..512 + 24].try_into().unwrap()) as usize;
+    bytes[table + 40..table + 44].copy_from_slice(&0x7fff_ffffu32.to_be_bytes());
+    fs::write(&path, bytes).unwrap();
+    let out = plinth(folder, &["disk", "--output", "json", "map", "d.vhd"]);
+    assert_eq!(out.status.code(), Some(1));
+    let entries: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert!(entries.is_array());
+    let error: Value = serde_json::from_slice(&out.stderr).unwrap();
+    assert!(error["error"].as_str().unwrap().contains("block 10"), "{error}");
+}
+
+#[test]
+fn a_limit_of_file_sizes_is_an_error_as_any_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let script = "ulimit -f 100; exec \"$0\" disk create d.raw 10M -o preallocation=full";
+    let out = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_plinth")])
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{err}");
+    assert!(err.contains("d.raw") && err.contains("File too large"), "{err}");
+    assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
+}

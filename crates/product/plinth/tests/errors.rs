@@ -134,6 +134,17 @@ fn errors_are_json_where_asked() {
     let value: serde_json::Value = serde_json::from_slice(&out.stderr).unwrap();
     assert_eq!(value["code"], 2);
     assert_eq!(value["error"], "there is nothing to boot");
+    // What cannot be parsed, too.
+    for args in [
+        &["disk", "--output", "json", "frobnicate"][..],
+        &["disk", "create", "d.raw", "5", "--output=json"],
+        &["disk", "create", "--output", "json"],
+    ] {
+        let out = plinth(args);
+        let value: serde_json::Value = serde_json::from_slice(&out.stderr).unwrap();
+        assert_eq!((&value["code"], out.status.code()), (&2.into(), Some(2)), "{args:?}");
+        assert!(!value["error"].as_str().unwrap().starts_with("error"), "{value}");
+    }
 }
 
 #[test]

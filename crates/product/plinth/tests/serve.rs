@@ -26,6 +26,22 @@ fn a_served_disk_is_read_and_written_and_ends_in_good_order() {
         Command::new(PLINTH).args(["disk", "convert", uri]).arg(&copy).stdout(Stdio::null()).status();
     assert!(status.unwrap().success());
     assert!(std::fs::read(&copy).unwrap() == bytes);
+    // And written: only with --force, for what it holds is lost.
+    let turned: Vec<u8> = bytes.iter().rev().copied().collect();
+    std::fs::write(&copy, &turned).unwrap();
+    let write = |more: &[&str]| {
+        let convert = Command::new(PLINTH)
+            .args(["disk", "convert", "--from", "raw"])
+            .args(more)
+            .arg(&copy)
+            .arg(uri)
+            .output();
+        convert.unwrap()
+    };
+    assert_eq!(write(&[]).status.code(), Some(2));
+    let written = write(&["--force"]);
+    assert!(written.status.success(), "{}", String::from_utf8_lossy(&written.stderr));
+    assert!(std::fs::read(&disk).unwrap() == turned);
     // Somebody else's disk while it is served.
     let second = Command::new(PLINTH).args(["disk", "resize"]).arg(&disk).arg("+1M").output().unwrap();
     assert_eq!(second.status.code(), Some(5), "{}", String::from_utf8_lossy(&second.stderr));

@@ -215,16 +215,42 @@ impl QedImage {
         }
     }
 
-    /// The longest run from `offset` that is in one place.
+    /// Where a cluster is, and how many from it on, of `most`, are quickly seen to be as it is where it is nowhere.
+    async fn places(&self, cluster: u64, most: u64) -> Result<(Place, u64), Error> {
+        let entries = self.table / 8;
+        let place = self.place(cluster).await?;
+        if matches!(place, Place::At(_)) {
+            return Ok((place, 1));
+        }
+        // The entry that decides: that of the first table where there is no second one.
+        let index = cluster / entries;
+        let (table, index, each) = match self.second(index).await? {
+            0 => (self.l1, index, entries),
+            l2 => (l2, cluster % entries, 1),
+        };
+        let at = table + index * 8;
+        let block = self.tables.load(at - at % BLOCK, "a table").await?;
+        let alike = block.alike::<8>((at % BLOCK / 8) as usize, most.div_ceil(each) + 1);
+        Ok((place, (alike.max(1) * each - cluster % each).min(most)))
+    }
+
+    /// A long run from `offset` that is in one place.
     async fn run(&self, offset: u64, len: u64) -> Result<(Place, u64), Error> {
+        /// Looks at tables at most, so that those of a large disk are not read in one go.
+        const STEPS: usize = 1024;
         let within = offset % self.cluster;
-        let first = match self.place(offset / self.cluster).await? {
+        let clusters = |n: u64| (within + len - n).div_ceil(self.cluster);
+        let (first, count) = self.places(offset / self.cluster, clusters(0)).await?;
+        let first = match first {
             Place::At(at) => Place::At(at + within),
             other => other,
         };
-        let mut n = (self.cluster - within).min(len);
-        while n < len {
-            let next = self.place((offset + n) / self.cluster).await?;
+        let mut n = count.saturating_mul(self.cluster).saturating_sub(within).min(len);
+        for _ in 1..STEPS {
+            if n == len {
+                break;
+            }
+            let (next, count) = self.places((offset + n) / self.cluster, clusters(n)).await?;
             let follows = match (first, next) {
                 (Place::At(at), Place::At(next)) => at + n == next,
                 (first, next) => first == next,
@@ -232,7 +258,7 @@ impl QedImage {
             if !follows {
                 break;
             }
-            n += self.cluster.min(len - n);
+            n += count.saturating_mul(self.cluster).min(len - n);
         }
         Ok((first, n))
     }
@@ -401,8 +427,7 @@ impl Node for QedImage {
             if len == 0 {
                 return Ok(Extent::hole(0));
             }
-            // More is asked for in the next call: tables of a large disk are not read in one go.
-            let (place, n) = self.run(offset, len.min(1024 * self.cluster)).await?;
+            let (place, n) = self.run(offset, len).await?;
             let backing = self.backing.borrow().clone();
             match (place, &backing) {
                 (Place::At(at), _) => Ok(Extent::stored(n, Some(at))),

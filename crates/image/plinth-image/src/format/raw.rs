@@ -10,7 +10,7 @@ use super::{
     CheckReport, CreateRequest, Description, Driver, Format, Image, OpenRequest, OptionKind, OptionSpec,
     Progress, Repair,
 };
-use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_range, check_write};
+use crate::graph::{Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, check_range, check_write, is_zero};
 use crate::{Error, SECTOR};
 
 /// Raw images.
@@ -30,7 +30,7 @@ pub static DRIVER: Driver = Driver {
 /// A disk whose bytes are a node's.
 ///
 /// A file that ends within a sector is padded: the last sector's missing bytes read as zeros, and a write to them
-/// makes the file longer.
+/// makes the file longer. What cannot become longer, as an export, takes nothing but zeros there.
 pub struct RawImage {
     info: NodeInfo,
     file: NodeRef,
@@ -69,6 +69,12 @@ impl RawImage {
         let info = NodeInfo { read_only: read_only || file.info().read_only, ..file.info().clone() };
         Self { info, file, size: Cell::new(size) }
     }
+
+    /// How much of a range the node below has, where that is not all, and the rest is not its business.
+    fn cut(&self, offset: u64, len: u64) -> Option<u64> {
+        let inside = self.file.size().saturating_sub(offset).min(len);
+        (inside < len && !self.file.is_open_ended()).then_some(inside)
+    }
 }
 
 impl Node for RawImage {
@@ -81,29 +87,44 @@ impl Node for RawImage {
     }
 
     fn read(&self, offset: u64, buf: IoBuf) -> Io<'_, IoBuf> {
-        match check_range(self, "read", offset, buf.len() as u64) {
-            Ok(()) => self.file.read(offset, buf),
-            Err(e) => Box::pin(async { Err(e) }),
+        let len = buf.len() as u64;
+        match (check_range(self, "read", offset, len), self.cut(offset, len)) {
+            (Err(e), _) => Box::pin(async { Err(e) }),
+            (Ok(()), None) => self.file.read(offset, buf),
+            (Ok(()), Some(inside)) => Box::pin(async move {
+                let mut buf = buf;
+                let (there, padding) = buf.split_at_mut(inside as usize);
+                if inside > 0 {
+                    there.copy_from_slice(&self.file.read(offset, IoBuf::new(inside as usize)).await?);
+                }
+                padding.fill(0);
+                Ok(buf)
+            }),
         }
     }
 
     fn write(&self, offset: u64, data: IoData) -> Io<'_, ()> {
         match check_write(self, offset, data.len() as u64) {
-            Ok(()) => self.file.write(offset, data),
+            Ok(()) => match self.cut(offset, data.len() as u64) {
+                Some(inside) if is_zero(&data[inside as usize..]) => {
+                    self.file.write(offset, data.slice(..inside as usize))
+                }
+                _ => self.file.write(offset, data),
+            },
             Err(e) => Box::pin(async { Err(e) }),
         }
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Io<'_, ()> {
         match check_write(self, offset, len) {
-            Ok(()) => self.file.write_zeroes(offset, len, unmap),
+            Ok(()) => self.file.write_zeroes(offset, self.cut(offset, len).unwrap_or(len), unmap),
             Err(e) => Box::pin(async { Err(e) }),
         }
     }
 
     fn discard(&self, offset: u64, len: u64) -> Io<'_, ()> {
         match check_write(self, offset, len) {
-            Ok(()) => self.file.discard(offset, len),
+            Ok(()) => self.file.discard(offset, self.cut(offset, len).unwrap_or(len)),
             Err(e) => Box::pin(async { Err(e) }),
         }
     }
@@ -115,7 +136,11 @@ impl Node for RawImage {
     fn status(&self, offset: u64, len: u64) -> Io<'_, Extent> {
         Box::pin(async move {
             check_range(self, "look at", offset, len)?;
-            let mut extent = self.file.status(offset, len).await?;
+            let mut extent = match self.cut(offset, len) {
+                None => self.file.status(offset, len).await?,
+                Some(0) => Extent::zeros(len),
+                Some(inside) => self.file.status(offset, inside).await?,
+            };
             // Past the page cache there are only whole blocks: the last sector is as its stored part.
             let whole = self.info.block > 1;
             if whole && offset < self.file.size() && offset + extent.len == self.file.size() {

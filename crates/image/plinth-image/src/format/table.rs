@@ -68,6 +68,16 @@ impl Block {
         bytes.get(index * 4..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b))
     }
 
+    /// How many entries of `N` bytes are the same, from `index` on: of `most`, and to the block's end.
+    #[must_use]
+    pub fn alike<const N: usize>(&self, index: usize, most: u64) -> u64 {
+        let bytes = self.bytes.borrow();
+        let (entries, _) = bytes.as_chunks::<N>();
+        let entries = entries.get(index..).unwrap_or(&[]);
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        entries.iter().take(most).take_while(|&e| Some(e) == entries.first()).count() as u64
+    }
+
     /// Sets an entry of a table whose entries have `entry`'s length.
     ///
     /// # Panics
@@ -100,6 +110,8 @@ pub struct TableCache {
     capacity: usize,
     entries: Rc<RefCell<HashMap<u64, Entry>>>,
     clock: Cell<u64>,
+    /// Where who goes on in order comes next.
+    next: Cell<u64>,
     /// Counts what changes blocks in the file or makes them invalid.
     changes: Rc<Cell<u64>>,
     /// Held while blocks are written: two writes of one block must not overtake each other.
@@ -117,6 +129,7 @@ impl TableCache {
             capacity,
             entries: Rc::default(),
             clock: Cell::new(0),
+            next: Cell::new(u64::MAX),
             changes: Rc::default(),
             writing: Mutex::new(()),
         }
@@ -184,6 +197,24 @@ impl TableCache {
         self.touch(&block);
         self.make_room();
         Ok(block)
+    }
+
+    /// The block at `offset`, and for who goes through the table in order, those that follow it, up to `end` where the
+    /// table ends.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load).
+    pub async fn load_ahead(&self, offset: u64, end: u64, what: &'static str) -> Result<Rc<Block>, Error> {
+        /// Bytes that are read at once.
+        const AHEAD: u64 = 64 << 10;
+        if let Some(block) = self.get(offset) {
+            return Ok(block);
+        }
+        let step = self.block as u64;
+        let in_order = offset == self.next.get();
+        let count = if in_order { (end.saturating_sub(offset).min(AHEAD) / step).max(1) } else { 1 };
+        self.next.set(offset.saturating_add(count * step));
+        self.load_row(offset, count as usize, what).await
     }
 
     fn start(&self, offset: u64, count: usize, what: &'static str) -> Loading {
@@ -460,6 +491,28 @@ mod tests {
             file.memory.get(1032, &mut word);
             assert_eq!(word, 7u64.to_be_bytes());
             assert_eq!(cache.load(1 << 40, "a table").await.err().unwrap().kind, ErrorKind::Corrupt);
+        });
+    }
+
+    #[test]
+    fn who_goes_on_in_order_gets_the_rest_of_the_table_and_no_more() {
+        block_on(async {
+            let world = World::new(1);
+            let file = world.add("t", MemoryNode::new("t"));
+            for n in 0..100u64 {
+                file.memory.put(n * 512, &[n as u8; 512]);
+            }
+            let cache = TableCache::new(file.clone(), 512, 1 << 20);
+            let before = world.requests();
+            for n in 10..50 {
+                let block = cache.load_ahead(n * 512, 50 * 512, "a table").await.unwrap();
+                assert_eq!(block.alike::<4>(3, u64::MAX), 125);
+                assert_eq!((block.alike::<4>(3, 2), block.alike::<8>(64, 5)), (2, 0));
+            }
+            assert_eq!(world.requests(), before + 2);
+            assert!(cache.get(50 * 512).is_none());
+            cache.load_ahead(80 * 512, 100 * 512, "a table").await.unwrap();
+            assert!(cache.get(81 * 512).is_none());
         });
     }
 }

@@ -141,7 +141,7 @@ impl FileNode {
         let refused = |kind, why| Error::new(kind, format!("cannot open '{name}'"), why);
         let kind = file.metadata().map_err(failed)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
-            return Err(refused(ErrorKind::Format, "it is neither a regular file nor a block device"));
+            return Err(refused(ErrorKind::Invalid, "it is neither a regular file nor a block device"));
         }
         if !options.share && lock::take(&file, options.read_only).map_err(failed)? == Lock::Busy {
             return Err(refused(ErrorKind::Busy, "another process is using it"));
@@ -548,6 +548,10 @@ impl Node for FileNode {
         (!self.direct).then(|| self.file.clone())
     }
 
+    fn is_open_ended(&self) -> bool {
+        true
+    }
+
     fn is_sparse(&self) -> bool {
         let nine_tenths = self.size.get() / 10 * 9;
         !self.device && self.allocated().is_ok_and(|a| a < nine_tenths)
@@ -625,7 +629,7 @@ mod tests {
     #[test]
     fn what_is_not_a_disk_is_refused() {
         let e = FileNode::open("/dev/null".as_ref(), &FileOptions::default()).unwrap_err();
-        assert_eq!(e.kind, ErrorKind::Format);
+        assert_eq!(e.kind, ErrorKind::Invalid);
         let e = FileNode::open("/no/such/file".as_ref(), &FileOptions::default()).unwrap_err();
         assert_eq!(e.kind, ErrorKind::NotFound);
     }

@@ -16,6 +16,8 @@ use crate::{Error, ErrorKind};
 const IN_FLIGHT: usize = 8;
 /// How often a request is sent before its failure counts.
 const TRIES: u32 = 3;
+/// Bytes after which a request that was cut short does not count.
+const ENOUGH: usize = 4 << 10;
 
 /// A file that is read in ranges over HTTP or HTTPS. It must stay the same as long as it is open, which is checked
 /// if the server tells versions of files (`ETag`).
@@ -114,7 +116,8 @@ impl HttpNode {
             .await;
             buf = back;
             // A connection that breaks is taken up where it broke.
-            tries = if n > 0 { 0 } else { tries + 1 };
+            // One that breaks again and again after a few bytes would take forever.
+            tries = if n >= ENOUGH { 0 } else { tries + 1 };
             done += n;
             match result {
                 Ok(()) => break,
@@ -158,8 +161,12 @@ fn read_range(
     let range = text(&headers, header::CONTENT_RANGE).and_then(content_range);
     let right =
         range.is_some_and(|(first, last, _)| first == offset && last == offset + buf.len() as u64 - 1);
-    if status != StatusCode::PARTIAL_CONTENT || !right {
-        return (0, Err(format!("the server says {status} and sends {range:?}")));
+    if status != StatusCode::PARTIAL_CONTENT {
+        return (0, Err(format!("the server says {status}")));
+    }
+    if !right {
+        let what = text(&headers, header::CONTENT_RANGE).unwrap_or("no range");
+        return (0, Err(format!("the server sends something else ({what})")));
     }
     let mut reader = body.as_reader();
     let mut done = 0;
@@ -272,6 +279,32 @@ mod tests {
             }
             // 14 clusters, and some in parts.
             assert!((15..60).contains(&requests.load(Ordering::Relaxed)), "{requests:?}");
+        });
+    }
+
+    #[test]
+    fn a_server_that_sends_a_few_bytes_each_time_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/disk.raw", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for mut socket in listener.incoming().map_while(Result::ok) {
+                let mut input = BufReader::new(socket.try_clone().unwrap());
+                let mut line = String::new();
+                let mut range = String::new();
+                while input.read_line(&mut line).unwrap_or(0) > 0 && line != "\r\n" {
+                    if let Some(r) = line.to_ascii_lowercase().strip_prefix("range: bytes=") {
+                        r.trim().clone_into(&mut range);
+                    }
+                    line.clear();
+                }
+                let head = "HTTP/1.1 206 Partial Content\r\nConnection: close\r\nContent-Length: 1\r\n";
+                let _ = write!(socket, "{head}Content-Range: bytes {range}/1000000\r\n\r\nx");
+            }
+        });
+        block_on(async {
+            let node = HttpNode::open(&url).await.unwrap();
+            let e = Node::read(&node, 0, IoBuf::new(500_000)).await.unwrap_err();
+            assert!(e.to_string().contains("500000 bytes at 0"), "{e}");
         });
     }
 

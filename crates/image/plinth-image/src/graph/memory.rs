@@ -212,4 +212,8 @@ impl Node for MemoryNode {
     fn close(&self) -> Io<'_, ()> {
         Box::pin(async { Ok(()) })
     }
+
+    fn is_open_ended(&self) -> bool {
+        true
+    }
 }

@@ -143,6 +143,10 @@ pub trait Node {
     fn host_file(&self) -> Option<Arc<File>> {
         None
     }
+    /// Like a file of the host, it reads as zeros beyond its end, and writes there make it longer.
+    fn is_open_ended(&self) -> bool {
+        false
+    }
     /// It takes up clearly less space than it has bytes: parts of it are holes, which [`status`](Node::status) finds
     /// quickly.
     fn is_sparse(&self) -> bool {

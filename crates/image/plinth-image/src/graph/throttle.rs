@@ -108,4 +108,8 @@ impl Node for ThrottleNode {
     fn close(&self) -> Io<'_, ()> {
         self.below.close()
     }
+
+    fn is_open_ended(&self) -> bool {
+        self.below.is_open_ended()
+    }
 }

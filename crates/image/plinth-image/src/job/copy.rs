@@ -136,14 +136,14 @@ pub async fn copy(
     };
     let piece = options.piece.max(align);
     if options.progress_by_data {
-        let plan = Plan::new(source, range.clone(), align, piece, options.layers);
+        let plan = Plan::new(source, range.clone(), align, piece, options.layers).salvage(options.salvage);
         let mut total = 0;
         while let Some(run) = plan.next().await? {
             total += copier.counted(run);
         }
         progress.total.set(total);
     }
-    let plan = Plan::new(source, range, align, piece, options.layers);
+    let plan = Plan::new(source, range, align, piece, options.layers).salvage(options.salvage);
     let runs = stream::try_unfold(&plan, async |plan| Ok(plan.next().await?.map(|run| (run, plan))));
     let reads = options.in_flight.div_ceil(2);
     // Compressed clusters are small: there have to be enough of them for all CPUs.
@@ -160,7 +160,17 @@ pub async fn copy(
         .try_buffer_unordered(writes)
         .try_collect::<()>()
         .await?;
-    Ok(copier.report.take())
+    let mut report = copier.report.take();
+    // Requests are answered in any order.
+    report.unreadable.sort_unstable();
+    report.unreadable.dedup_by(|next, last| {
+        let joins = last.0 + last.1 == next.0;
+        if joins {
+            last.1 += next.1;
+        }
+        joins
+    });
+    Ok(report)
 }
 
 impl Copier<'_> {

@@ -3,8 +3,8 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use crate::Error;
 use crate::graph::{Extent, Node};
+use crate::{Error, ErrorKind};
 
 /// What is known of a run of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub struct Plan<'a> {
     piece: u64,
     /// Layers that count: what only deeper ones have is absent.
     layers: Option<u32>,
+    /// What cannot be looked at is data: who reads it finds out what of it can be read.
+    salvage: bool,
     /// The last answer of the source: from where to where what is alike.
     known: Cell<Option<(u64, u64, Kind)>>,
 }
@@ -50,7 +52,13 @@ impl<'a> Plan<'a> {
     /// of it.
     pub fn new(source: &'a dyn Node, range: Range<u64>, align: u64, piece: u64, layers: Option<u32>) -> Self {
         let at = Cell::new(range.start);
-        Self { source, range, at, align: align.max(1), piece, layers, known: Cell::new(None) }
+        let (align, known) = (align.max(1), Cell::new(None));
+        Self { source, range, at, align, piece, layers, salvage: false, known }
+    }
+
+    /// With `salvage`, goes on where the source cannot say what it holds.
+    pub fn salvage(self, salvage: bool) -> Self {
+        Self { salvage, ..self }
     }
 
     fn kind(&self, extent: &Extent) -> Kind {
@@ -70,7 +78,11 @@ impl<'a> Plan<'a> {
         {
             return Ok((to, kind));
         }
-        let extent = self.source.status(at, self.range.end - at).await?;
+        let left = self.range.end - at;
+        let extent = match self.source.status(at, left).await {
+            Err(e) if self.salvage && e.kind == ErrorKind::Io => Extent::stored(left.min(self.piece), None),
+            extent => extent?,
+        };
         let (to, kind) = (at + extent.len.clamp(1, self.range.end - at), self.kind(&extent));
         self.known.set(Some((at, to, kind)));
         Ok((to, kind))

@@ -351,6 +351,10 @@ impl Node for SimNode {
     fn close(&self) -> Io<'_, ()> {
         Box::pin(async { Ok(()) })
     }
+
+    fn is_open_ended(&self) -> bool {
+        true
+    }
 }
 
 /// Makes new files in a world, and finds them again.

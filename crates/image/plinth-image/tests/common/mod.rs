@@ -430,3 +430,36 @@ pub fn peer_after_cuts(driver: &'static Driver, options: &str, size: u64, format
 pub async fn open_in_file(path: &Path, read_only: bool) -> Rc<dyn Image> {
     open(path, &OpenOptions { read_only, ..OpenOptions::default() }).await.unwrap().image
 }
+
+/// A large disk with little in it: what is nowhere is found without a request or a look-up for each piece of the table.
+/// `size` and the places of data are multiples of `block`.
+pub fn sparse_table(driver: &'static Driver, options: &str, size: u64, block: u64) {
+    block_on(async {
+        let world = World::new(5);
+        let image = create_in(&world, driver, "image", size, options, None).await.unwrap();
+        let data = [block, size / 2, size / 2 + block];
+        for at in data {
+            image.write(at, IoData::copy_of(&[7; 4096])).await.unwrap();
+        }
+        image.close().await.unwrap();
+        let image = open_in(&world, driver, "image", false).await.unwrap();
+        // What is only noted ends what is alike in the table.
+        let noted = size / 4;
+        image.write(noted, IoData::copy_of(&[8; 4096])).await.unwrap();
+        let before = world.requests();
+        let (mut at, mut stored) = (0, Vec::new());
+        while at < size {
+            let extent = image.status(at, size - at).await.unwrap();
+            if !extent.zero {
+                // Neighbours may be one behind the other in the file, too.
+                stored.extend((at / block..(at + extent.len).div_ceil(block)).map(|n| n * block));
+            }
+            at += extent.len;
+        }
+        stored.dedup();
+        assert_eq!(stored, [block, noted, size / 2, size / 2 + block]);
+        let requests = world.requests() - before;
+        let table = size / block * 4;
+        assert!(requests < table / 4096 / 4, "{requests} requests for a table of {table} bytes or more");
+    });
+}

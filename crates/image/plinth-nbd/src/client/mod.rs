@@ -188,7 +188,10 @@ fn image_error(name: &str, code: u32, why: &str) -> plinth_image::Error {
         _ => (K::Io, "the server's I/O failed"),
     };
     let why: String = why.chars().filter(|c| !c.is_control()).collect();
-    let why = if why.is_empty() { format!("error {code}") } else { why };
+    // The protocol's numbers are those of Linux.
+    let number =
+        || i32::try_from(code).map_or(String::new(), |n| std::io::Error::from_raw_os_error(n).to_string());
+    let why = if why.is_empty() { number() } else { why };
     plinth_image::Error::new(kind, format!("cannot use '{name}': {what}"), why)
 }
 

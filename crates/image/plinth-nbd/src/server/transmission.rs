@@ -232,6 +232,10 @@ impl Connection<'_> {
     async fn read(&self, request: &Request) -> Result<Vec<Chunk>, Refusal> {
         let node = &self.export.node;
         let (offset, len) = (request.offset, request.len);
+        if len == 0 && self.structured {
+            // A chunk of data has at least one byte.
+            return Ok(vec![Chunk { kind: REPLY_NONE, head: Vec::new(), data: None }]);
+        }
         let whole = !self.structured || request.flags & CMD_FLAG_DF != 0 || len < SPARSE;
         if whole {
             let data = node.read(offset, IoBuf::new(len as usize)).await?;

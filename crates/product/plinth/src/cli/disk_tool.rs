@@ -181,6 +181,7 @@ Examples:
   plinth disk convert part1.raw part2.raw whole.qcow2
   plinth disk convert d.qcow2 d.raw --snapshot before-update
   plinth disk convert d.qcow2 /dev/sdx --to raw --force
+  plinth disk convert d.qcow2 nbd://host/export --force
   plinth disk convert machine.ova d.qcow2 --disk 2
   plinth disk convert d.qcow2 d.hdd
 
@@ -195,7 +196,8 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     pub from: Option<Format>,
     /// Compress: the format's usual way, or zlib or zstd
-    #[arg(long, value_name = "TYPE", num_args = 0..=1, default_missing_value = "", require_equals = false)]
+    #[arg(long, value_name = "TYPE", num_args = 0..=1, default_missing_value = "",
+        require_equals = true)]
     pub compress: Option<String>,
     /// Read the disk as it was at this snapshot
     #[arg(long, value_name = "NAME")]
@@ -235,7 +237,8 @@ pub struct CheckArgs {
     #[command(flatten)]
     pub image: ImageArgs,
     /// Mend what can be mended: leaks, which only lose space, or all
-    #[arg(long, value_name = "WHAT", num_args = 0..=1, default_missing_value = "all", value_parser = ["leaks", "all"])]
+    #[arg(long, value_name = "WHAT", num_args = 0..=1, default_missing_value = "all",
+        require_equals = true, value_parser = ["leaks", "all"])]
     pub repair: Option<String>,
 }
 
@@ -539,7 +542,8 @@ pub struct CompactArgs {
     #[command(flatten)]
     pub image: ImageArgs,
     /// Compress: the format's usual way, or zlib or zstd
-    #[arg(long, value_name = "TYPE", num_args = 0..=1, default_missing_value = "")]
+    #[arg(long, value_name = "TYPE", num_args = 0..=1, default_missing_value = "",
+        require_equals = true)]
     pub compress: Option<String>,
 }
 

@@ -4,6 +4,7 @@ mod cpu;
 mod disk;
 pub mod disk_tool;
 pub mod size;
+mod words;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -14,6 +15,7 @@ use plinth_net::PortForward;
 pub use cpu::CpuOption;
 pub use disk::{DeviceBus, DiskOption};
 pub use size::Size;
+pub use words::{output_format, parse};
 
 const EXIT_CODES: &str = "\
 Exit codes:

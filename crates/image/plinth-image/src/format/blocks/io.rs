@@ -72,11 +72,17 @@ impl<L: Layout> BlockImage<L> {
     /// Where the parts of a range are; with `first`, only the first of them matters.
     async fn parts(&self, offset: u64, len: u64, first: bool) -> Result<Vec<Part>, Error> {
         let mut parts = Vec::new();
-        for piece in self.pieces(offset, len) {
-            let below = offset + piece.from;
+        let (mut below, end) = (offset, offset + len);
+        while let Some(piece) = self.pieces(below, end - below).next() {
+            let mut len = piece.len;
             match self.lookup(piece.block).await? {
-                Place::Absent => push(&mut parts, piece.len, Source::Below(below)),
-                Place::Zero => push(&mut parts, piece.len, Source::Zero),
+                place @ (Place::Absent | Place::Zero) => {
+                    let size = self.layout.block_size();
+                    let n = self.alike(piece.block, end.div_ceil(size) - piece.block);
+                    len = (piece.block + n).checked_mul(size).map_or(end, |e| e.min(end)) - below;
+                    let zero = place == Place::Zero;
+                    push(&mut parts, len, if zero { Source::Zero } else { Source::Below(below) });
+                }
                 Place::Full(host) => push(&mut parts, piece.len, Source::File(host + piece.at)),
                 Place::Partial(host) => {
                     let sector = self.layout.sector().unwrap_or(crate::SECTOR);
@@ -98,6 +104,7 @@ impl<L: Layout> BlockImage<L> {
             if first && parts.len() > 1 {
                 break;
             }
+            below += len;
         }
         Ok(parts)
     }

@@ -86,6 +86,9 @@ pub trait Layout: 'static {
     fn sector(&self) -> Option<u64>;
     /// What the table in the file says, if that takes no I/O.
     fn cached(&self, block: u64) -> Option<Result<Place, Error>>;
+    /// How many blocks have the same entry of the table in the file, from `block` on and of `most`: as far as that
+    /// takes no I/O and is quickly seen. There may be more.
+    fn alike(&self, block: u64, most: u64) -> u64;
     /// What the table in the file says.
     async fn place(&self, block: u64) -> Result<Place, Error>;
     /// Which sectors of a block in a `Partial` place are present, by the bitmap in the file.
@@ -159,6 +162,14 @@ impl<L: Layout> BlockImage<L> {
     fn noted(&self, block: u64) -> Option<Place> {
         let pending = self.pending.borrow().places.get(&block).copied();
         pending.or_else(|| self.committing.borrow().places.get(&block).copied())
+    }
+
+    /// How many blocks are nowhere, or are zeros, from `block` on and of `most`: the first one, and others that need no
+    /// look-up of their own. What is only noted counts for itself.
+    fn alike(&self, block: u64, most: u64) -> u64 {
+        let next = |changes: &Changes| changes.places.range(block..).next().map_or(u64::MAX, |(&b, _)| b);
+        let noted = next(&self.pending.borrow()).min(next(&self.committing.borrow()));
+        self.layout.alike(block, most.min(noted - block)).max(1)
     }
 
     async fn lookup(&self, block: u64) -> Result<Place, Error> {

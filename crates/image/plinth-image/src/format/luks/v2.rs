@@ -25,8 +25,8 @@ const SECOND: &[u8; 6] = b"SKUL\xba\xbe";
 const NEW_HEADER: u64 = 0x4000;
 pub const NEW_PAYLOAD: u64 = 16 << 20;
 const STRIPES: usize = if cfg!(fuzzing) { 20 } else { 4000 };
-/// KiB that new Argon2 keys need.
-const NEW_MEMORY: u32 = 64 << 10;
+/// KiB that new Argon2 keys need: no command takes more than 64 MiB in all.
+const NEW_MEMORY: u32 = 48 << 10;
 /// Bytes of a key at most.
 const MAX_KEY: usize = 128;
 /// Key slots that a header may have.

@@ -537,8 +537,11 @@ impl Node for Bundle {
             if size < old {
                 return cannot(ErrorKind::Unsupported, "a Parallels disk cannot be made smaller");
             }
+            // The size is the disk's and its snapshots' alike, and snapshots must not change. Parallels' own tool merges
+            // them all before it resizes.
             let Some(last) = self.parts.last().filter(|p| p.layers.len() == 1) else {
-                let why = "it has snapshots, which keep the size that they have: convert it";
+                let why = "it has snapshots, which have the same size and would change, too: convert it to a new \
+                           disk, which has none, and resize that";
                 return cannot(ErrorKind::Unsupported, why);
             };
             let text = read_text(&*self.file).await?;

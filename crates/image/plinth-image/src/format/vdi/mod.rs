@@ -250,10 +250,19 @@ impl Layout for Vdi {
         Some(self.decode(block, entry))
     }
 
+    fn alike(&self, block: u64, most: u64) -> u64 {
+        let (offset, index) = self.entry_at(block);
+        self.table.borrow().get(offset).map_or(0, |t| t.alike::<4>(index, most))
+    }
+
     async fn place(&self, block: u64) -> Result<Place, Error> {
         let (offset, index) = self.entry_at(block);
+        let end = {
+            let header = self.header.borrow();
+            header.table + u64::from(header.blocks) * 4
+        };
         let table = self.table.borrow().clone();
-        let entry = table.load(offset, "its table of blocks").await?.le32(index);
+        let entry = table.load_ahead(offset, end, "its table of blocks").await?.le32(index);
         self.decode(block, entry)
     }
 

@@ -226,9 +226,19 @@ impl Layout for Vhd {
         Some(self.decode(block, entry))
     }
 
+    fn alike(&self, block: u64, most: u64) -> u64 {
+        let (offset, index) = self.entry_at(block);
+        self.tables.get(offset).map_or(0, |t| t.alike::<4>(index, most))
+    }
+
     async fn place(&self, block: u64) -> Result<Place, Error> {
         let (offset, index) = self.entry_at(block);
-        let entry = self.tables.load(offset, "its table of blocks").await?.le32(index).swap_bytes();
+        let end = {
+            let header = self.header.borrow();
+            header.table + header.table_len()
+        };
+        let table = self.tables.load_ahead(offset, end, "its table of blocks").await?;
+        let entry = table.le32(index).swap_bytes();
         self.decode(block, entry)
     }
 

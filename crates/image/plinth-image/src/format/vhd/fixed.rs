@@ -57,6 +57,10 @@ impl Layout for Fixed {
         Some(Ok(Place::Full(0)))
     }
 
+    fn alike(&self, _block: u64, _most: u64) -> u64 {
+        0
+    }
+
     async fn place(&self, _block: u64) -> Result<Place, Error> {
         Ok(Place::Full(0))
     }

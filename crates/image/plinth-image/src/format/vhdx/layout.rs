@@ -128,7 +128,8 @@ impl Vhdx {
 
     async fn entry(&self, index: u64) -> Result<u64, Error> {
         let (offset, index) = self.entry_at(index);
-        Ok(self.tables.load(offset, "its table of blocks").await?.le64(index))
+        let end = self.regions.borrow().bat.end();
+        Ok(self.tables.load_ahead(offset, end, "its table of blocks").await?.le64(index))
     }
 
     /// Byte of the file that an entry has, if there can be something.
@@ -300,6 +301,13 @@ impl Layout for Vhdx {
         let (offset, index) = self.entry_at(self.index(block));
         let entry = self.tables.get(offset)?.le64(index);
         Some(self.decode(block, entry))
+    }
+
+    fn alike(&self, block: u64, most: u64) -> u64 {
+        // The next entry that stands for no block is a bitmap's.
+        let most = most.min(self.ratio() - block % self.ratio());
+        let (offset, index) = self.entry_at(self.index(block));
+        self.tables.get(offset).map_or(0, |t| t.alike::<8>(index, most))
     }
 
     async fn place(&self, block: u64) -> Result<Place, Error> {

@@ -299,7 +299,11 @@ impl SparseExtent {
     /// Table `n`, from its copy if it cannot be read.
     async fn table(&self, n: u64) -> Result<Option<Rc<Block>>, Error> {
         let Some(at) = self.table_at(n) else { return Ok(None) };
-        match self.tables.load(at, "a grain table").await {
+        let loaded = match self.tables.get(at) {
+            Some(block) => Ok(block),
+            None => self.tables.load_ahead(at, self.row_end(n, at), "a grain table").await,
+        };
+        match loaded {
             Err(e) => match self.copy_at(n) {
                 Some(copy) => {
                     Ok(Some(self.tables.load(copy, "a copy of a grain table").await.map_err(|_| e)?))
@@ -308,6 +312,30 @@ impl SparseExtent {
             },
             block => block.map(Some),
         }
+    }
+
+    /// Where tables end that lie in the file one behind the other, as those of a new image do: table `n` at `at`, and
+    /// some after it.
+    fn row_end(&self, n: u64, at: u64) -> u64 {
+        const ROW: u64 = 32;
+        let len = self.tables.block_size() as u64;
+        let row = (1..ROW).take_while(|k| self.table_at(n + k) == Some(at + k * len)).count() as u64;
+        at + (row + 1) * len
+    }
+
+    /// How many grains, from one on that is nowhere and of `most`, have the same entry in a table.
+    fn alike(&self, grain: u64, block: &Block, most: u64) -> u64 {
+        let (entries, entry) = {
+            let g = self.geometry.borrow();
+            (g.entries, g.entry())
+        };
+        // Where this is not what counts, a copy of the table does.
+        let own = self.decode(grain, self.entry(block, grain % entries));
+        if !matches!(own, Ok(Place::None | Place::Zero)) {
+            return 1;
+        }
+        let index = (grain % entries) as usize;
+        if entry == 4 { block.alike::<4>(index, most) } else { block.alike::<8>(index, most) }
     }
 
     /// The longest run from byte `at`, within `len`.
@@ -323,7 +351,8 @@ impl SparseExtent {
             let table = pos / span;
             let table_end = end.min((table + 1) * span);
             let block = self.table(table).await?;
-            if block.is_none() && self.none_pending(table * entries..(table + 1) * entries) {
+            let settled = self.none_pending(table * entries..(table + 1) * entries);
+            if block.is_none() && settled {
                 if run.len > 0 && run.place != Place::None {
                     return Ok(run);
                 }
@@ -336,7 +365,13 @@ impl SparseExtent {
                     Place::At(start) if !self.packed => Place::At(start + pos % grain),
                     other => other,
                 };
-                let n = table_end.min((pos / grain + 1) * grain) - pos;
+                let alike = match (place, &block) {
+                    (Place::None | Place::Zero, Some(block)) if settled => {
+                        self.alike(pos / grain, block, (table_end - pos).div_ceil(grain)).max(1)
+                    }
+                    _ => 1,
+                };
+                let n = table_end.min((pos / grain + alike) * grain) - pos;
                 let goes_on = match (run.place, place) {
                     (Place::At(a), Place::At(b)) => !self.packed && a + run.len == b,
                     (a, b) => a == b,

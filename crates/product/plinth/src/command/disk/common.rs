@@ -17,13 +17,16 @@ use plinth_host::buffer::IoBuf;
 use plinth_image::format::{
     Backing, BackingLink, Format, Image, OpenOptions, Opened, Options, OutputFiles, Progress, Trust, open,
 };
-use plinth_image::graph::{Cache, FileNode, FileOptions, NodeRef};
+use plinth_image::graph::{Cache, FileNode, FileOptions, HttpNode, NodeRef};
 use plinth_image::{Error, ErrorKind};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use plinth_nbd::uri::Uri;
+use serde_json::json;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
-use super::address::open_with;
+use super::address::{open_source, open_with};
+use super::target::Target;
 use crate::cli::disk_tool::{ImageArgs, NewArgs, OpenArgs};
-use crate::cli::{Global, OutputFormat};
+use crate::cli::{Global, OutputFormat, output_format};
 use crate::failure::{Code, Failure, Result};
 use crate::printable::printable;
 
@@ -202,6 +205,11 @@ pub fn may_replace(path: &Path, force: bool) -> Result<()> {
 
 /// The files of a new image.
 pub fn output(path: &Path, args: &NewArgs) -> Result<OutputFiles> {
+    let name = path.to_str().unwrap_or_default();
+    if Uri::looks_like(name) || HttpNode::is_address(name) {
+        let what = format!("'{name}' is an address, and new images are files");
+        return Err(Failure::usage(what).help("`plinth disk convert` writes to exports (NBD), too"));
+    }
     for path in std::iter::once(path).chain(args.new_header.as_deref()) {
         may_replace(path, args.force)?;
     }
@@ -223,6 +231,22 @@ pub fn output(path: &Path, args: &NewArgs) -> Result<OutputFiles> {
         Some(header) => files.with_header(header),
         None => files,
     })
+}
+
+/// The place of what is copied: new files, or an export (NBD) that is there and loses what it holds.
+pub async fn place(path: &Path, args: &NewArgs) -> Result<Target> {
+    let Some(name) = path.to_str().filter(|n| Uri::looks_like(n)) else {
+        return output(path, args).map(Target::Files);
+    };
+    if args.new_header.is_some() {
+        return Err(Failure::usage("a header of its own is for an image in a file"));
+    }
+    if !args.force {
+        let what = format!("'{name}' is an export, which would be written over");
+        return Err(Failure::usage(what).help("say --force: what it holds is lost then"));
+    }
+    let options = OpenOptions { format: Some(Format::Raw), ..OpenOptions::default() };
+    Ok(Target::there(name, open_source(path, &options).await?.image))
 }
 
 /// The link to the image at `backing`, for an image at `path`: relative where that lies in the image's own folder. It
@@ -273,6 +297,8 @@ impl Signals {
             signal_hook::flag::register_usize(signal, last.clone(), signal as usize)?;
             signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
         }
+        // A file that becomes larger than the limit of the process: the write fails, which is enough.
+        signal_hook::flag::register(SIGXFSZ, Arc::default())?;
         Ok(Self { stream: Arc::new(read), last })
     }
 
@@ -304,7 +330,15 @@ pub fn until_signal<T>(job: impl Future<Output = T>) -> T {
     match outcome {
         Ok(value) => value,
         Err(signal) => {
-            eprintln!("\nstopped by a signal");
+            match output_format() {
+                OutputFormat::Text => eprintln!("\nstopped by a signal"),
+                OutputFormat::Json => {
+                    eprintln!(
+                        "{}",
+                        json!({ "error": "stopped by a signal", "help": [], "code": 128 + signal })
+                    );
+                }
+            }
             // It does not come back, unless the signal does not end processes.
             let _ = signal_hook::low_level::emulate_default_handler(signal);
             std::process::exit(128 + signal)

@@ -1,5 +1,6 @@
 //! `plinth disk compact`.
 
+use std::os::unix::fs::FileTypeExt;
 use std::process::ExitCode;
 
 use plinth_image::format::{Backing, Format, Image, Options, OutputFiles, open};
@@ -56,6 +57,8 @@ fn options_of(image: &dyn Image) -> Options {
 pub fn run(args: &CompactArgs, global: &Global) -> Result<ExitCode> {
     let image = &args.image;
     outer_only(&image.open, "compact")?;
+    // Where the name is a link, the file behind it is replaced, not the link.
+    let real = std::fs::canonicalize(&image.path).unwrap_or_else(|_| image.path.clone());
     let before = allocated(&image.path);
     with_progress("compacting", async |progress| {
         let opened =
@@ -80,6 +83,11 @@ pub fn run(args: &CompactArgs, global: &Global) -> Result<ExitCode> {
         if d.encrypted {
             return refuse("keys of its encryption");
         }
+        if std::fs::metadata(&real).is_ok_and(|m| m.file_type().is_block_device()) {
+            let message = format!("cannot compact '{}': it is a device", image.path.display());
+            return Err(Failure::new(Code::Failed, message)
+                .help("there is no place for a new image beside it: convert to another file"));
+        }
         let format = disk.format();
         let mut options = options_of(&*disk);
         if let Some(kind) = &args.compress {
@@ -88,7 +96,7 @@ pub fn run(args: &CompactArgs, global: &Global) -> Result<ExitCode> {
         // Closed in good order, and opened anew for reading: the new files ask whether the old one is in use.
         close(&*disk).await?;
         drop(disk);
-        let files = OutputFiles::new(&image.path, Cache::Direct).map_err(failed)?;
+        let files = OutputFiles::new(&real, Cache::Direct).map_err(failed)?;
         let source =
             open(&image.path, &open_options(&image.open, image.format, true)?).await.map_err(failed)?;
         let copy = CopyOptions {

@@ -11,7 +11,7 @@ use plinth_image::job::{self, ConvertRequest, CopyOptions, CopyReport};
 
 use super::address::open_any;
 use super::common::{
-    allocated, backing_link, close, failed, new_format, new_options, output, result, secret, with_progress,
+    allocated, backing_link, close, failed, new_format, new_options, place, result, secret, with_progress,
 };
 use crate::cli::disk_tool::{ConvertArgs, DdArgs, NewArgs};
 use crate::cli::{Global, size};
@@ -38,16 +38,29 @@ fn report(global: &Global, target: &Path, format: Format, report: &CopyReport, s
         "path": target, "format": format.name(), "read": report.read, "written": report.written,
         "allocated": allocated, "seconds": seconds, "unreadable": report.unreadable,
     });
-    let mut text = format!(
-        "{}: {format}, {} copied in {seconds:.1} s, {} on the disk\n",
-        target.display(),
-        size::show(report.read),
-        size::show(allocated)
-    );
+    // Of a device or an export nobody says what it takes up.
+    let place = match target.is_file() || target.is_dir() {
+        true => format!(", {} on the disk", size::show(allocated)),
+        false => String::new(),
+    };
+    let read = size::show(report.read);
+    let mut text = format!("{}: {format}, {read} copied in {seconds:.1} s{place}\n", target.display());
     for (at, len) in &report.unreadable {
         text.push_str(&format!("unreadable, now zeros: {len} bytes at {at}\n"));
     }
     result(global, &value, &text)
+}
+
+/// Refuses to write what is read.
+fn refuse_itself(source: &Path, target: &Path) -> Result<()> {
+    let real = std::fs::canonicalize;
+    match (real(source), real(target)) {
+        (Ok(a), Ok(b)) if a == b => {
+            let what = format!("'{}' is what is read, too", target.display());
+            Err(Failure::usage(what).help("name another file for the new image"))
+        }
+        _ => Ok(()),
+    }
 }
 
 pub fn run(args: &ConvertArgs, global: &Global) -> Result<ExitCode> {
@@ -61,6 +74,9 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<ExitCode> {
     }
     if args.backing.is_some() && sources.len() > 1 {
         return Err(Failure::usage("several disks cannot be put over one backing image"));
+    }
+    for source in sources {
+        refuse_itself(source, target)?;
     }
     let start = Instant::now();
     let done = with_progress("converting", async |progress| {
@@ -84,7 +100,7 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<ExitCode> {
         }
         // Compressed clusters lie at any byte, which is slow past the page cache.
         let cached = args.new.cached || args.compress.is_some();
-        let files = output(target, &NewArgs { cached, ..args.new.clone() })?;
+        let files = place(target, &NewArgs { cached, ..args.new.clone() }).await?;
         let secret = secret(args.open.secret_file.as_deref())?;
         let copy = CopyOptions {
             compress: args.compress.is_some(),
@@ -113,6 +129,7 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<ExitCode> {
 pub fn dd(args: &DdArgs, global: &Global) -> Result<ExitCode> {
     let format = new_format(&args.new, &args.target);
     let Some(options) = new_options(&args.new.options, format)? else { return Ok(ExitCode::SUCCESS) };
+    refuse_itself(&args.source, &args.target)?;
     let start = Instant::now();
     let done = with_progress("copying", async |progress| {
         let opened = open_any(&args.source, &args.open, args.from).await?;
@@ -126,7 +143,7 @@ pub fn dd(args: &DdArgs, global: &Global) -> Result<ExitCode> {
         }
         let to = args.length.map_or(u64::MAX, |l| from.saturating_add(l.0)).min(source.size());
         progress.total.set(to - from);
-        let files = output(&args.target, &args.new)?;
+        let files = place(&args.target, &args.new).await?;
         let secret = secret(args.open.secret_file.as_deref())?;
         let image = job::create(&files, format, to - from, &options, None, secret.as_deref())
             .await

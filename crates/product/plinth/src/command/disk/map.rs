@@ -1,6 +1,6 @@
 //! `plinth disk map` and `plinth disk measure`.
 
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, StdoutLock, Write};
 use std::process::ExitCode;
 
 use plinth_image::format::Options;
@@ -33,6 +33,45 @@ fn value(entry: &MapEntry) -> serde_json::Value {
     })
 }
 
+/// What is printed of a map, a line for each entry, as it is found: a map can be longer than memory.
+struct Lines<'a> {
+    out: BufWriter<StdoutLock<'a>>,
+    json: bool,
+    first: bool,
+}
+
+impl Lines<'_> {
+    fn new(json: bool) -> std::io::Result<Self> {
+        let mut lines = Self { out: BufWriter::new(std::io::stdout().lock()), json, first: true };
+        let head =
+            format!("{:>16} {:>16} {:<10} {:>5} {:>16}\n", "START", "LENGTH", "WHAT", "DEPTH", "AT IN FILE");
+        lines.out.write_all(if json { "[" } else { &head }.as_bytes())?;
+        Ok(lines)
+    }
+
+    fn add(&mut self, entry: &MapEntry) -> std::io::Result<()> {
+        if !self.json {
+            return self.out.write_all(text(entry).as_bytes());
+        }
+        let comma = if std::mem::take(&mut self.first) { "" } else { "," };
+        write!(self.out, "{comma}\n{}", value(entry))
+    }
+
+    fn end(&mut self) -> std::io::Result<()> {
+        if std::mem::take(&mut self.json) {
+            self.out.write_all(b"\n]\n")?;
+        }
+        self.out.flush()
+    }
+}
+
+/// Where the image turns out to be damaged, or a signal comes, what was printed is one array all the same.
+impl Drop for Lines<'_> {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}
+
 pub fn map(args: &MapArgs, global: &Global) -> Result<ExitCode> {
     let wrote = |e: std::io::Error| Failure::from_error(Code::Failed, "cannot write to standard output", &e);
     let done: Result<()> = interruptible(async {
@@ -43,28 +82,11 @@ pub fn map(args: &MapArgs, global: &Global) -> Result<ExitCode> {
             return Err(Failure::usage(format!("--start is behind the disk's end at {end}")));
         }
         let end = args.length.map_or(u64::MAX, |l| start.saturating_add(l.0));
-        let mut out = BufWriter::new(std::io::stdout().lock());
-        let json = global.output == OutputFormat::Json;
-        let head =
-            format!("{:>16} {:>16} {:<10} {:>5} {:>16}\n", "START", "LENGTH", "WHAT", "DEPTH", "AT IN FILE");
-        out.write_all(if json { "[" } else { head.as_str() }.as_bytes()).map_err(wrote)?;
+        let mut lines = Lines::new(global.output == OutputFormat::Json).map_err(wrote)?;
+        let mut each = |entry: MapEntry| lines.add(&entry).map_err(|e| MapFailure(wrote(e)));
         let borders: Vec<u64> = opened.image.data_files().into_iter().map(|f| f.0).collect();
-        let mut first = true;
-        let mut each = |entry: MapEntry| {
-            let line = match json {
-                true => format!("{}\n{}", if first { "" } else { "," }, value(&entry)),
-                false => text(&entry),
-            };
-            first = false;
-            out.write_all(line.as_bytes()).map_err(wrote)
-        };
-        job::map::<MapFailure>(&*opened.image, start, end, &borders, &mut |e| each(e).map_err(MapFailure))
-            .await
-            .map_err(|f| f.0)?;
-        if json {
-            out.write_all(b"\n]\n").map_err(wrote)?;
-        }
-        out.flush().map_err(wrote)
+        job::map::<MapFailure>(&*opened.image, start, end, &borders, &mut each).await.map_err(|f| f.0)?;
+        lines.end().map_err(wrote)
     });
     done.map(|()| ExitCode::SUCCESS)
 }

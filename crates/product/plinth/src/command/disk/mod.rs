@@ -17,12 +17,14 @@ mod map;
 mod package;
 mod serve;
 mod snapshot;
+mod target;
 
 use std::process::ExitCode;
 
 pub use address::open_source;
 pub use common::until_signal;
 pub use snapshot::{date, new as new_snapshot};
+pub use target::Target;
 
 use crate::cli::Global;
 use crate::cli::disk_tool::DiskCommand;

@@ -227,6 +227,10 @@ impl Node for Faulty {
     fn close(&self) -> Io<'_, ()> {
         self.image.close()
     }
+
+    fn is_open_ended(&self) -> bool {
+        self.image.is_open_ended()
+    }
 }
 
 #[cfg(test)]

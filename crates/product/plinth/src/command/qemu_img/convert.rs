@@ -14,7 +14,7 @@ use super::names::{cache, format, known_format, number, number_between, qemu_nam
 use super::open::{How, how, image, path};
 use super::options::{NewOptions, can_have_backing, collect, sort};
 use super::refusal::refusal;
-use super::target::Target;
+use super::target::target as place;
 use super::{Exit, Result, block_on, option_help, put, reason, say, warn};
 
 /// Runs a job and shows how far it is, if `shown`: at each whole step of 1 % that it makes, as QEMU does, so that
@@ -336,7 +336,7 @@ impl Job<'_> {
             return Err(failed(why));
         }
         let secret = secret(&new, self.from).map_err(failed)?;
-        let files = Target::new(target, self.target_cache()?).await?;
+        let files = place(target, self.target_cache()?).await?;
         let layers = backing.as_ref().map(|_| 1);
         let copy = CopyOptions { layers, ..self.copy.clone() };
         let options: &Options = &new.own;
@@ -439,7 +439,7 @@ pub fn dd(args: Vec<String>) -> Result {
                 create_reason(&e, target)
             ))
         };
-        let files = Target::new(target, Cache::Direct).await?;
+        let files = place(target, Cache::Direct).await?;
         let made = job::create(&files, format, end - start, &Options::default(), None, None)
             .await
             .map_err(failed)?;

@@ -11,7 +11,7 @@ use super::open::{How, image, is_no_file};
 use super::options::{NewOptions, can_have_backing, collect, formatting, sort};
 use super::refusal::refusal;
 use super::secret::{passphrase, secrets};
-use super::target::Target;
+use super::target::target as place;
 use super::{Exit, Result, block_on, names, option_help, reason, say};
 
 /// The path of a backing image, as seen from the image that names it.
@@ -138,7 +138,7 @@ pub fn run(args: Vec<String>) -> Result {
             return Err(failed(why));
         }
         let secret = secret(&new, &how).map_err(failed)?;
-        let files = Target::new(file, Cache::Cached).await?;
+        let files = place(file, Cache::Cached).await?;
         let explain = |e: plinth_image::Error| failed(create_reason(&e, file));
         let image = job::create(&files, format, bytes, &new.own, backing, secret.as_deref())
             .await

@@ -54,6 +54,10 @@ impl Node for Through {
     fn close(&self) -> Io<'_, ()> {
         self.node.close()
     }
+
+    fn is_open_ended(&self) -> bool {
+        self.node.is_open_ended()
+    }
 }
 
 impl Image for Through {
