@@ -117,7 +117,10 @@ mod tests {
     #[test]
     fn examples_of_the_help_can_be_written_so() {
         let mut seen = 0;
-        for command in all(&Cli::command()) {
+        let mut root = Cli::command();
+        // What is below is made when it is asked for.
+        root.build();
+        for command in all(&root) {
             let Some(help) = command.get_after_help().map(ToString::to_string) else { continue };
             let examples = help.split("Examples:\n").nth(1).unwrap_or_default();
             // A line that goes on is indented deeper, or not at all.
