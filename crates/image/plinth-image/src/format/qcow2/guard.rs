@@ -14,8 +14,9 @@ use super::map::{COMPRESSED, Entry, OFFSET};
 use super::{Core, header};
 use crate::Error;
 
-/// Tables of one cluster each that are remembered at most. Images of small clusters with more are guarded in part.
-const MOST: usize = 1 << 20;
+/// Tables of one cluster each that are remembered at most, which take 18 MiB. Images of small clusters with more are
+/// guarded in part.
+const MOST: usize = (1 << 20) / 8 * 7;
 
 /// What a cluster of the file holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +68,10 @@ impl Guard {
 
 impl Core {
     fn scattered_tables(&self) -> HashMap<u64, Kind> {
-        let mut tables = HashMap::new();
+        let used = |entries: &[u64]| entries.iter().filter(|&&e| e != 0).count();
+        let most = used(&self.l1.borrow().entries) + used(&self.refs.table.borrow());
+        // Room from the beginning: a map that grows is there twice for a moment.
+        let mut tables = HashMap::with_capacity(most.min(MOST));
         let mut add = |offset: u64, clusters: u64, kind: Kind| {
             for n in 0..clusters {
                 if offset != 0 && tables.len() < MOST {

@@ -90,7 +90,7 @@ pub static DRIVER: Driver = Driver {
 };
 
 /// Bytes of L2 tables that are kept in memory.
-const L2_CACHE: usize = 12 << 20;
+const L2_CACHE: usize = 10 << 20;
 
 /// Writes to the file: where, and what.
 type Writes = Vec<(u64, IoData)>;
