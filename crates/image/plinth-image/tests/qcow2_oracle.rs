@@ -151,18 +151,15 @@ async fn work(image: &dyn Image, random: &mut Random, mut model: Vec<u8>, steps:
     model
 }
 
-/// The same kind of work by QEMU.
-fn their_work(dir: &Path, file: &str, random: &mut Random, size: u64, cluster: u64, packed: bool) {
+/// The same kind of work by QEMU, but nothing compressed: QEMU 10.0.2 allocates clusters twice when it writes compressed
+/// clusters among others, to images that only it has written too (one of eight such runs, whatever the cluster size).
+fn their_work(dir: &Path, file: &str, random: &mut Random, size: u64) {
     let mut commands = Vec::new();
     for step in 0..40 {
         let at = random.below(size / 512) * 512;
         let len = ((1 + random.below(200)) * 512).min(size - at);
         commands.push(match random.below(8) {
             0..4 => format!("write -q -P {} {at} {len}", step + 1),
-            4 if packed => {
-                let at = at / cluster * cluster;
-                format!("write -q -c -P {} {at} {}", step + 1, cluster.min(size - at))
-            }
             4 | 5 => format!("write -q -z {at} {len}"),
             6 => format!("write -q -z -u {at} {len}"),
             _ => format!("discard -q {at} {len}"),
@@ -194,7 +191,6 @@ fn random_work_on_both_sides() {
             let dir = tempfile::tempdir().unwrap();
             let dir = dir.path();
             let mut random = Random::new((n as u64 + 1) * 1000 + seed);
-            let with_data = options.contains("data_file");
             for ours_first in [true, false] {
                 let file = if ours_first { "ours.qcow2" } else { "theirs.qcow2" };
                 let path = dir.join(file);
@@ -213,7 +209,6 @@ fn random_work_on_both_sides() {
                         img(dir, &args);
                         reopen(&path).await
                     };
-                    let cluster = image.describe().cluster_size.unwrap();
                     image.close().await.unwrap();
                     drop(image);
                     let mut model = vec![0; SIZE as usize];
@@ -225,10 +220,7 @@ fn random_work_on_both_sides() {
                         drop(image);
                         img(dir, &["check", "-q", file]);
                         same(&theirs(dir, file), &model, &format!("{options} {file} {round}: they read"));
-                        // QEMU 10.0.2 allocates clusters twice when it writes compressed data to images with
-                        // small clusters, made by itself too.
-                        let packed = !with_data && cluster >= 8192;
-                        their_work(dir, file, &mut random, SIZE, cluster, packed);
+                        their_work(dir, file, &mut random, SIZE);
                         img(dir, &["check", "-q", file]);
                         let image = reopen(&path).await;
                         model = all(&*image).await;
@@ -236,6 +228,17 @@ fn random_work_on_both_sides() {
                         image.close().await.unwrap();
                         drop(image);
                         same(&theirs(dir, file), &model, &format!("{options} {file} {round}: we read"));
+                    }
+                    if !options.contains("data_file") {
+                        let mut args = vec!["convert", "-c", "-f", "qcow2", "-O", "qcow2"];
+                        if !options.is_empty() {
+                            args.extend(["-o", options]);
+                        }
+                        args.extend([file, "packed.qcow2"]);
+                        img(dir, &args);
+                        let packed = reopen(&dir.join("packed.qcow2")).await;
+                        same(&all(&*packed).await, &model, &format!("{options} {file}: they compress"));
+                        packed.close().await.unwrap();
                     }
                 });
             }
@@ -284,7 +287,7 @@ fn snapshots_on_both_sides() {
             same(&theirs(dir, "s.qcow2"), &three, "three");
             // They go on, and so do we.
             img(dir, &["snapshot", "-c", "three", "s.qcow2"]);
-            their_work(dir, "s.qcow2", &mut random, SIZE, 4096, false);
+            their_work(dir, "s.qcow2", &mut random, SIZE);
             img(dir, &["snapshot", "-a", "two", "s.qcow2"]);
             img(dir, &["snapshot", "-d", "one", "s.qcow2"]);
             let image = reopen(&path).await;
@@ -347,7 +350,7 @@ fn images_over_others_sizes_and_options() {
             drop(top);
             img(dir, &["check", "-q", "top.qcow2"]);
             same(&theirs(dir, "top.qcow2"), &model, options);
-            their_work(dir, "top.qcow2", &mut random, size, 65536, true);
+            their_work(dir, "top.qcow2", &mut random, size);
             let top = reopen(&dir.join("top.qcow2")).await;
             check(&*top).await;
             same(&all(&*top).await, &theirs_shared(dir, "top.qcow2"), options);

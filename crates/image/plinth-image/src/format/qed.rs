@@ -83,6 +83,8 @@ struct QedImage {
     next: Cell<u64>,
     /// A cluster was taken and is not used: the mark stays.
     leaked: Cell<bool>,
+    /// Such clusters, which the next writes take.
+    spare: RefCell<Vec<u64>>,
     locks: RangeLocks,
     /// Parts of the disk that get their second table.
     table_locks: RangeLocks,
@@ -169,6 +171,7 @@ async fn open_image(request: OpenRequest) -> Result<QedImage, Error> {
         tables,
         next: Cell::new(end),
         leaked: Cell::new(false),
+        spare: RefCell::default(),
         locks: RangeLocks::default(),
         table_locks: RangeLocks::default(),
         flushing: Mutex::new(()),

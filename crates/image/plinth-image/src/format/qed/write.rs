@@ -81,6 +81,21 @@ impl QedImage {
         Ok(at)
     }
 
+    /// A cluster for data: one that a write has taken and failed with, or one at the file's end.
+    async fn take_cluster(&self) -> Result<u64, Error> {
+        let spare = self.spare.borrow_mut().pop();
+        match spare {
+            Some(at) => Ok(at),
+            None => self.allocate(self.cluster).await,
+        }
+    }
+
+    /// Space that was taken and that nothing refers to. What is not taken again is used up by the next open.
+    fn keep_spare(&self, at: u64, len: u64) {
+        self.leaked.set(true);
+        self.spare.borrow_mut().extend((at..at + len).step_by(self.cluster as usize));
+    }
+
     /// The second table for a part of the disk, made if there is none.
     async fn second_for_change(&self, index: u64) -> Result<u64, Error> {
         let table = self.second(index).await?;
@@ -95,13 +110,18 @@ impl QedImage {
         let at = self.allocate(self.table).await?;
         // From now on the file reaches so far, which the tables' reader checks.
         if let Err(e) = self.file.write_zeroes(at, self.table, true).await {
-            self.leaked.set(true);
+            self.keep_spare(at, self.table);
             return Err(e);
         }
-        for block in (at..at + self.table).step_by(BLOCK as usize) {
+        let blocks = || (at..at + self.table).step_by(BLOCK as usize);
+        for block in blocks() {
             self.tables.create(block);
         }
-        self.put(self.l1, index, at).await?;
+        if let Err(e) = self.put(self.l1, index, at).await {
+            blocks().for_each(|block| self.tables.forget(block));
+            self.keep_spare(at, self.table);
+            return Err(e);
+        }
         Ok(at)
     }
 
@@ -165,7 +185,7 @@ impl QedImage {
         if let Place::At(at) = place {
             return self.file.write(at + within, data).await;
         }
-        let at = self.allocate(self.cluster).await?;
+        let at = self.take_cluster().await?;
         let fill = async {
             let whole = data.len() as u64 == self.cluster;
             let backing = self.backing.borrow().clone();
@@ -173,7 +193,7 @@ impl QedImage {
             if whole {
                 return self.file.write(at, data).await;
             }
-            // New space at the file's end reads as zeros.
+            // What is not written reads as zeros.
             self.file.write_zeroes(at, self.cluster, true).await?;
             if !bare {
                 let end = within + data.len() as u64;
@@ -191,7 +211,15 @@ impl QedImage {
             Ok(()) => self.set_place(start / self.cluster, at).await,
             Err(e) => Err(e),
         };
-        filled.inspect_err(|_| self.leaked.set(true))
+        if filled.is_err() {
+            match self.place(start / self.cluster).await {
+                Ok(Place::At(now)) if now == at => {}
+                Ok(_) => self.keep_spare(at, self.cluster),
+                // Nobody knows.
+                Err(_) => self.leaked.set(true),
+            }
+        }
+        filled
     }
 
     pub async fn zero_data(&self, offset: u64, len: u64, unmap: bool) -> Result<(), Error> {
@@ -268,6 +296,7 @@ impl QedImage {
     /// takes the mark back. For each cluster that a power cut lost there is such a part: the one it was for.
     pub async fn use_up(&self, used: &HashSet<u64>, end: u64) -> Result<(), Error> {
         self.commit().await?;
+        self.spare.take();
         if end < self.file.size() {
             self.file.resize(end).await?;
             self.file.flush().await?;
