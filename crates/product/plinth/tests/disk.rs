@@ -526,6 +526,20 @@ fn a_luks_header_is_in_a_file_of_its_own_and_keys_come_and_go() {
 }
 
 #[test]
+fn a_rebase_changes_no_snapshot() {
+    let (temp, bytes) = folder();
+    let dir = temp.path();
+    does(dir, &["disk", "convert", "d.raw", "base.qcow2", "--from", "raw"]);
+    does(dir, &["disk", "create", "top.qcow2", "--backing", "base.qcow2"]);
+    does(dir, &["disk", "snapshot", "create", "top.qcow2", "s"]);
+    fails(dir, &["disk", "rebase", "top.qcow2", "--flatten"], 1, &["snapshots", "--unsafe"]);
+    does(dir, &["disk", "convert", "top.qcow2", "s.raw", "--snapshot", "s"]);
+    assert!(fs::read(dir.join("s.raw")).unwrap() == bytes);
+    does(dir, &["disk", "snapshot", "delete", "top.qcow2", "s"]);
+    does(dir, &["disk", "rebase", "top.qcow2", "--flatten"]);
+}
+
+#[test]
 fn an_encrypted_disk_inside_of_an_image_is_used() {
     let (temp, bytes) = folder();
     let dir = temp.path();

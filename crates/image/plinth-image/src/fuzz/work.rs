@@ -237,7 +237,9 @@ impl Work {
                 if image.set_backing(None).await.is_ok()
                     && let Some(model) = &mut self.model
                 {
+                    // Snapshots showed what was below, too.
                     model.disk = None;
+                    model.snapshots.clear();
                 }
             }
             Step::Reopen => unreachable!("the caller does it"),

@@ -30,6 +30,14 @@ pub fn rebase(args: &RebaseArgs, global: &Global) -> Result<ExitCode> {
         let top = open(&image.path, &options).await.map_err(failed)?.image;
         let mut copied = 0;
         if !args.r#unsafe {
+            // Only the disk as it is now is kept: what snapshots show of the image below would change.
+            if top.snapshots().is_some_and(|s| !s.list().is_empty()) {
+                let what =
+                    format!("cannot rebase '{}': it has snapshots, which would change", image.path.display());
+                return Err(Failure::new(Code::Failed, what)
+                    .help("convert it (and its snapshots, with --snapshot) to new images, or delete the snapshots first")
+                    .help("--unsafe changes the link alone, for a backing image with the same contents"));
+            }
             let new = below.as_deref().map(|i| i as &dyn Node);
             copied = job::rebase_safe(&*top, new, args.compress, progress).await.map_err(failed)?.written;
         }
