@@ -3,6 +3,7 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::collections::HashMap;
+use std::fs::File;
 use std::ops::{Bound, Deref, DerefMut, RangeBounds};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -88,12 +89,80 @@ impl Drop for Owner {
     }
 }
 
+/// Bytes of a buffer in a row, and where they were read.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Bytes.
+    pub len: usize,
+    /// The file and the byte of it that the first one is; `None` if that is not known.
+    pub from: Option<(Arc<File>, u64)>,
+}
+
+/// Where the bytes of a buffer were read: parts that make up all of it, or nothing if nothing is known.
+#[derive(Clone, Default)]
+struct Origin(Vec<Part>);
+
+impl Origin {
+    /// Adds a part behind the others; one that goes on where the last one ends becomes one with it.
+    fn push(&mut self, part: Part) {
+        if part.len == 0 {
+            return;
+        }
+        if let Some(last) = self.0.last_mut() {
+            let goes_on = match (&last.from, &part.from) {
+                (Some((a, at)), Some((b, next))) => Arc::ptr_eq(a, b) && at + last.len as u64 == *next,
+                (None, None) => true,
+                _ => false,
+            };
+            if goes_on {
+                last.len += part.len;
+                return;
+            }
+        }
+        self.0.push(part);
+    }
+
+    /// The origin of some of the bytes.
+    fn slice(&self, start: usize, end: usize) -> Self {
+        let mut some = Self::default();
+        let mut at = 0;
+        for part in &self.0 {
+            let (from, to) = (at.max(start), (at + part.len).min(end));
+            if from < to {
+                let skip = (from - at) as u64;
+                let from_file = part.from.as_ref().map(|(file, offset)| (Arc::clone(file), offset + skip));
+                some.push(Part { len: to - from, from: from_file });
+            }
+            at += part.len;
+        }
+        some
+    }
+
+    /// What is known of `len` bytes, and then of `next_len` others.
+    fn join(mut self, len: usize, next: Self, next_len: usize) -> Self {
+        if self.0.is_empty() && next.0.is_empty() {
+            return self;
+        }
+        if self.0.is_empty() {
+            self.push(Part { len, from: None });
+        }
+        if next.0.is_empty() {
+            self.push(Part { len: next_len, from: None });
+        }
+        next.0.into_iter().for_each(|part| self.push(part));
+        self
+    }
+}
+
 /// Bytes that only the owner may touch: a part of a block, at a page boundary unless it was split off.
+///
+/// A buffer can know where its bytes were read ([`IoBuf::set_origin`]), and forgets it when they are touched.
 pub struct IoBuf {
     owner: Arc<Owner>,
     /// Start of the part. Parts of one block never overlap.
     start: NonNull<u8>,
     len: usize,
+    origin: Origin,
 }
 
 // SAFETY: an `IoBuf` is the only way to its bytes, and holds the block that they are in.
@@ -129,7 +198,19 @@ impl IoBuf {
     fn take(len: usize) -> (Self, bool) {
         let (memory, zeros) = Memory::take(len);
         let start = memory.start;
-        (Self { owner: Arc::new(Owner(Some(memory))), start, len }, zeros)
+        let owner = Arc::new(Owner(Some(memory)));
+        (Self { owner, start, len, origin: Origin::default() }, zeros)
+    }
+
+    /// Notes that all bytes are those of `file` from byte `offset` on, which nobody may change as long as it matters.
+    pub fn set_origin(&mut self, file: &Arc<File>, offset: u64) {
+        self.origin = Origin::default();
+        self.origin.push(Part { len: self.len, from: Some((Arc::clone(file), offset)) });
+    }
+
+    /// Takes back what [`set_origin`](Self::set_origin) noted: for who changes the bytes past [`DerefMut`].
+    pub(crate) fn forget_origin(&mut self) {
+        self.origin = Origin::default();
     }
 
     /// Splits at `at`: this buffer keeps what is before, and what is after is returned.
@@ -141,8 +222,9 @@ impl IoBuf {
         assert!(at <= self.len, "split at {at} of {} bytes", self.len);
         // SAFETY: within the part, or one past its end.
         let start = unsafe { self.start.add(at) };
-        let rest = Self { owner: Arc::clone(&self.owner), start, len: self.len - at };
-        self.len = at;
+        let origin = self.origin.slice(at, self.len);
+        let rest = Self { owner: Arc::clone(&self.owner), start, len: self.len - at, origin };
+        self.truncate(at);
         rest
     }
 
@@ -156,6 +238,7 @@ impl IoBuf {
         if !Arc::ptr_eq(&self.owner, &next.owner) || end != next.start {
             return Err((self, next));
         }
+        self.origin = self.origin.join(self.len, next.origin, next.len);
         self.len += next.len;
         Ok(self)
     }
@@ -163,12 +246,13 @@ impl IoBuf {
     /// Makes the buffer shorter.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
+        self.origin = self.origin.slice(0, self.len);
     }
 
     /// Makes the bytes shared and unchangeable.
     #[must_use]
     pub fn freeze(self) -> IoData {
-        IoData { owner: self.owner, start: self.start, len: self.len }
+        IoData { owner: self.owner, start: self.start, len: self.len, origin: self.origin }
     }
 }
 
@@ -183,6 +267,7 @@ impl Deref for IoBuf {
 
 impl DerefMut for IoBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
+        self.forget_origin();
         // SAFETY: as in `deref`, and `self` is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
@@ -200,6 +285,7 @@ pub struct IoData {
     owner: Arc<Owner>,
     start: NonNull<u8>,
     len: usize,
+    origin: Origin,
 }
 
 // SAFETY: the bytes are never written while an `IoData` covers them.
@@ -232,7 +318,22 @@ impl IoData {
         };
         assert!(start <= end && end <= self.len, "part {start}..{end} of {} bytes", self.len);
         // SAFETY: within the part, or one past its end.
-        Self { owner: Arc::clone(&self.owner), start: unsafe { self.start.add(start) }, len: end - start }
+        let first = unsafe { self.start.add(start) };
+        let origin = self.origin.slice(start, end);
+        Self { owner: Arc::clone(&self.owner), start: first, len: end - start, origin }
+    }
+
+    /// Where the bytes were read: parts that make up all of it, or none if nothing is known.
+    #[must_use]
+    pub fn origin(&self) -> &[Part] {
+        &self.origin.0
+    }
+
+    /// The same bytes, which may be from anywhere.
+    #[must_use]
+    pub fn without_origin(mut self) -> Self {
+        self.origin = Origin::default();
+        self
     }
 
     /// The bytes as a buffer again, if nobody else has any part of their block.
@@ -243,7 +344,7 @@ impl IoData {
         if Arc::get_mut(&mut self.owner).is_none() {
             return Err(self);
         }
-        Ok(IoBuf { owner: self.owner, start: self.start, len: self.len })
+        Ok(IoBuf { owner: self.owner, start: self.start, len: self.len, origin: self.origin })
     }
 
     /// The bytes as a buffer: these if nobody else has them, else a copy.
@@ -293,6 +394,34 @@ mod tests {
         };
         let all = b.join(c).unwrap();
         assert_eq!((all.len(), all[4095], all[4096], all[4196]), (10_000, 1, 2, 0));
+    }
+
+    #[test]
+    fn untouched_bytes_know_where_they_were_read() {
+        let file = Arc::new(File::open("/dev/null").unwrap());
+        let known = |data: &IoData| -> Vec<_> {
+            data.origin().iter().map(|p| (p.len, p.from.as_ref().map(|(_, at)| *at))).collect()
+        };
+        let mut a = IoBuf::new(10_000);
+        let mut b = a.split_off(4000);
+        let mut c = b.split_off(1000);
+        a.set_origin(&file, 50_000);
+        b.set_origin(&file, 54_000);
+        c.set_origin(&file, 0);
+        let tail = c.split_off(4500);
+        c[0] = 1;
+        let all = a.join(b).unwrap().join(c).unwrap().join(tail).unwrap().freeze();
+        assert_eq!(known(&all), [(5000, Some(50_000)), (4500, None), (500, Some(4500))]);
+        assert_eq!(known(&all.slice(100..5001)), [(4900, Some(50_100)), (1, None)]);
+        assert_eq!(known(&all.slice(9999..)), [(1, Some(4999))]);
+        assert_eq!(known(&all.clone().without_origin()), []);
+        let mut buf = all.try_into_buf().unwrap();
+        buf.truncate(4000);
+        let data = buf.freeze();
+        assert_eq!(known(&data), [(4000, Some(50_000))]);
+        let mut buf = data.into_buf();
+        buf[7] = 7;
+        assert_eq!(known(&buf.freeze()), []);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The host's system calls that have no safe wrapper elsewhere, and what is built directly on them: locks on open
-//! files, buffers for I/O, asynchronous I/O, what the page cache has.
+//! files, buffers for I/O, asynchronous I/O, what the page cache has, files that share space.
 
 #[allow(unsafe_code)] // System calls of io_uring and their memory.
 pub mod aio;
@@ -11,3 +11,5 @@ pub mod event;
 pub mod file_lock;
 #[allow(unsafe_code)] // cachestat has no wrapper.
 pub mod page_cache;
+#[allow(unsafe_code)] // FICLONERANGE has no wrapper.
+pub mod reflink;

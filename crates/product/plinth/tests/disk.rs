@@ -111,7 +111,8 @@ fn a_disk_is_converted_and_compared() {
     assert!(fs::read(dir.join("e.raw")).unwrap() == bytes);
     assert_eq!(json(dir, &["compare", "d.raw", "e.raw"])["same"], true);
     fails(dir, &["disk", "convert", "d.raw", "e.raw"], 2, &["is there already"]);
-    does(dir, &["disk", "convert", "d.raw", "d.raw", "e.raw", "--force"]);
+    fails(dir, &["disk", "convert", "d.raw"], 2, &["last the image to write"]);
+    does(dir, &["disk", "convert", "d.raw", "--from", "raw", "d.raw", "--force", "e.raw"]);
     assert!(fs::read(dir.join("e.raw")).unwrap() == [&bytes[..], &bytes[..]].concat());
     let out = plinth(dir, &["disk", "compare", "d.raw", "e.raw"]);
     assert_eq!(out.status.code(), Some(1));

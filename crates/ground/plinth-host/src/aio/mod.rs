@@ -45,8 +45,9 @@ fn unit(code: i32) -> io::Result<()> {
 pub async fn read<F: AsFd + Send + Sync + 'static>(
     file: &Arc<F>,
     offset: u64,
-    buf: IoBuf,
+    mut buf: IoBuf,
 ) -> (io::Result<usize>, IoBuf) {
+    buf.forget_origin();
     let (code, op) = Request::new(Op::Read { fd: file.clone(), offset, buf }).await;
     let Op::Read { buf, .. } = op else { unreachable!("an operation keeps its kind") };
     (result(code), buf)
@@ -88,8 +89,9 @@ pub async fn allocate<F: AsFd + Send + Sync + 'static>(
 /// Receives from a socket or pipe: how many bytes, zero at its end, and the buffer.
 pub async fn receive<F: AsFd + Send + Sync + 'static>(
     socket: &Arc<F>,
-    buf: IoBuf,
+    mut buf: IoBuf,
 ) -> (io::Result<usize>, IoBuf) {
+    buf.forget_origin();
     let (code, op) = Request::new(Op::Receive { fd: socket.clone(), buf }).await;
     let Op::Receive { buf, .. } = op else { unreachable!("an operation keeps its kind") };
     (result(code), buf)

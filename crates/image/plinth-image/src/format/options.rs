@@ -124,6 +124,12 @@ impl Options {
         self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
     }
 
+    /// True if the new image is to have the space for all of its disk from the start.
+    #[must_use]
+    pub fn reserves_space(&self) -> bool {
+        matches!(self.text("preallocation"), Some("falloc" | "full"))
+    }
+
     /// Refuses names and values that are not in `specs`.
     ///
     /// # Errors

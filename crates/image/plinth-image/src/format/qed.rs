@@ -15,6 +15,7 @@ use std::collections::HashSet;
 use std::rc::Rc;
 
 use async_lock::Mutex;
+use futures_util::future::try_join_all;
 use serde_json::json;
 
 use super::table::TableCache;
@@ -23,7 +24,8 @@ use super::{
     Progress, Repair,
 };
 use crate::graph::{
-    Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, RangeLocks, check_range, check_write, read_table,
+    Extent, Io, IoBuf, IoData, Node, NodeInfo, NodeRef, RangeLocks, check_range, check_write, joined,
+    read_table,
 };
 use crate::{Error, ErrorKind, SECTOR};
 
@@ -388,16 +390,14 @@ impl Node for QedImage {
             check_range(self, "read", offset, len)?;
             let _shared = self.locks.lock(offset..offset + len, false).await;
             let mut done = 0;
+            let mut parts = Vec::new();
             while done < len {
                 let (place, n) = self.run(offset + done, len - done).await?;
-                if n == len {
-                    return self.read_run(place, offset, buf).await;
-                }
-                let part = self.read_run(place, offset + done, IoBuf::new(n as usize)).await?;
-                buf[done as usize..(done + n) as usize].copy_from_slice(&part);
+                let rest = buf.split_off(n as usize);
+                parts.push(self.read_run(place, offset + done, std::mem::replace(&mut buf, rest)));
                 done += n;
             }
-            Ok(buf)
+            Ok(joined(try_join_all(parts).await?))
         })
     }
 

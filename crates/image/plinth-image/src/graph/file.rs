@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use plinth_host::{aio, page_cache};
+use plinth_host::{aio, page_cache, reflink};
 use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
@@ -30,12 +30,18 @@ pub enum Cache {
     /// For what is read once: what is in it is used, and large reads of what is not go to the disk itself, and leave
     /// it as it is. That takes less of the CPU and does not push out what others need. Files open for writing have
     /// it as with `Cached`.
+    ///
+    /// What is read knows where it was ([`IoData::origin`]) unless others may write the file meanwhile, and who writes
+    /// it to another file of the same file system shares its space there, where that can be had.
     Spared,
 }
 
 /// Bytes of a read that is large, for [`Cache::Spared`]: smaller ones gain from what the host reads ahead, which is then
 /// what larger ones find in the cache.
 const LARGE: usize = 16 << 10;
+/// Bytes in a row that two files share, at least: fewer are written sooner than their place is noted. Places are
+/// multiples of [`DIRECT_BLOCK`].
+const SHARED: usize = 32 << 10;
 
 /// How to open a file.
 #[derive(Clone, Debug, Default)]
@@ -63,11 +69,14 @@ pub struct FileNode {
     direct: bool,
     /// The same file past the page cache, with [`Cache::Spared`].
     past: RefCell<Option<Arc<File>>>,
+    /// What is read of it knows where it was.
+    traced: bool,
     /// Writes under way, with `direct`: one that is not aligned reads, changes and writes whole blocks.
     writes: RangeLocks,
     /// Operations that this file's system does not have, found out by trying.
     lacks_zero: Cell<bool>,
     lacks_hole: Cell<bool>,
+    lacks_share: Cell<bool>,
 }
 
 impl Drop for FileNode {
@@ -161,9 +170,12 @@ impl FileNode {
             device: kind.is_block_device(),
             direct,
             past: RefCell::default(),
+            traced: options.cache == Cache::Spared && options.read_only && !options.share && kind.is_file(),
             writes: RangeLocks::default(),
             lacks_zero: Cell::new(false),
             lacks_hole: Cell::new(false),
+            // Whoever has reserved a device's space has all of it.
+            lacks_share: Cell::new(kind.is_block_device()),
         })
     }
 
@@ -252,7 +264,16 @@ impl FileNode {
     }
 
     /// Reads what there is; zeros behind the file's end.
-    async fn read_plain(&self, offset: u64, mut buf: IoBuf) -> Result<IoBuf, Error> {
+    async fn read_plain(&self, offset: u64, buf: IoBuf) -> Result<IoBuf, Error> {
+        let inside = offset.saturating_add(buf.len() as u64) <= self.size.get();
+        let mut buf = self.read_bytes(offset, buf).await?;
+        if self.traced && inside {
+            buf.set_origin(&self.file, offset);
+        }
+        Ok(buf)
+    }
+
+    async fn read_bytes(&self, offset: u64, mut buf: IoBuf) -> Result<IoBuf, Error> {
         if let Some(past) = self.past(offset, buf.len()) {
             match self.read_past(&past, offset, buf).await {
                 Ok(buf) => return Ok(buf),
@@ -299,6 +320,45 @@ impl FileNode {
     }
 
     async fn write_plain(&self, offset: u64, data: IoData) -> Result<(), Error> {
+        if data.origin().is_empty() || self.lacks_share.get() {
+            return self.write_bytes(offset, data).await;
+        }
+        let mut at = 0;
+        // What is to be written before the next part that is shared.
+        let mut from = 0;
+        for part in data.origin() {
+            let (place, len) = (offset + at as u64, part.len);
+            if let Some((file, origin)) = part.from.as_ref().filter(|_| len >= SHARED)
+                && (place | origin | len as u64).is_multiple_of(DIRECT_BLOCK)
+                && self.share(file, *origin, len as u64, place).await
+            {
+                if from < at {
+                    self.write_bytes(offset + from as u64, data.slice(from..at)).await?;
+                }
+                from = at + len;
+            }
+            at += len;
+        }
+        if from < at {
+            self.write_bytes(offset + from as u64, data.slice(from..at)).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes over space of another file; false if that cannot be done, and the bytes have to be written.
+    async fn share(&self, source: &Arc<File>, from: u64, len: u64, to: u64) -> bool {
+        if self.lacks_share.get() {
+            return false;
+        }
+        self.reach.set(self.reach.get().max(to + len));
+        let (source, target) = (source.clone(), self.file.clone());
+        let done = aio::offload(move || reflink::share(source.as_fd(), from, len, target.as_fd(), to)).await;
+        // Whatever is wrong now, writing works or says what is.
+        self.lacks_share.set(done.is_err());
+        done.is_ok()
+    }
+
+    async fn write_bytes(&self, offset: u64, data: IoData) -> Result<(), Error> {
         let mut done = 0;
         self.reach.set(self.reach.get().max(offset + data.len() as u64));
         while done < data.len() {
@@ -407,6 +467,8 @@ impl FileNode {
         if !self.allocate(FallocateFlags::empty(), offset, len).await? {
             return Err(self.failed("allocate space in", io::Error::from(io::ErrorKind::Unsupported)));
         }
+        // It would be given away.
+        self.lacks_share.set(true);
         self.size.set(self.size.get().max(offset + len));
         self.reach.set(self.reach.get().max(offset + len));
         Ok(())
@@ -624,6 +686,52 @@ mod tests {
             std::fs::write(&path, vec![9; SIZE]).unwrap();
             assert!(node.read(0, IoBuf::new(1 << 20)).await.unwrap().iter().all(|&b| b == 9));
         });
+    }
+
+    #[test]
+    fn what_was_read_is_written_elsewhere_whether_it_can_be_shared_or_not() {
+        const SIZE: usize = 1 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("a"), dir.path().join("b"));
+        let all: Vec<u8> = (0..SIZE + 100).map(|n| (n / 256 * 7 + n) as u8).collect();
+        std::fs::write(&from, &all).unwrap();
+        let open = |share| {
+            let options = FileOptions { read_only: true, cache: Cache::Spared, share };
+            FileNode::open(&from, &options).unwrap()
+        };
+        block_on(async {
+            let read =
+                async |node: &FileNode, at, len| node.read(at, IoBuf::new(len)).await.unwrap().freeze();
+            let (source, live) = (open(false), open(true));
+            assert_eq!(read(&source, 512, 70_000).await.origin().len(), 1);
+            // Nothing that is written meanwhile, and nothing behind the file's end.
+            assert!(read(&live, 0, 65536).await.origin().is_empty());
+            assert!(read(&source, SIZE as u64, 65536).await.origin().is_empty());
+            let target = FileNode::create(&to, Cache::Direct).unwrap();
+            // In blocks, in odd places, and together with other bytes.
+            target.write(8192, read(&source, 4096, 512 << 10).await).await.unwrap();
+            target.write(1 << 20, read(&source, 512, 512 << 10).await).await.unwrap();
+            let mut whole = IoBuf::new(256 << 10);
+            let (mut middle, tail) = {
+                let mut rest = whole.split_off(64 << 10);
+                let tail = rest.split_off(128 << 10);
+                (rest, tail)
+            };
+            middle.fill(9);
+            let (head, tail) = (source.read(0, whole).await.unwrap(), source.read(0, tail).await.unwrap());
+            let mixed = super::super::joined(vec![head, middle, tail]).freeze();
+            assert_eq!(mixed.origin().len(), 3);
+            target.write(2 << 20, mixed).await.unwrap();
+            target.flush().await.unwrap();
+            assert_eq!(target.size(), (2 << 20) + (256 << 10));
+        });
+        let written = std::fs::read(&to).unwrap();
+        assert!(written[..8192].iter().all(|&b| b == 0));
+        assert!(written[8192..8192 + (512 << 10)] == all[4096..4096 + (512 << 10)]);
+        assert!(written[1 << 20..3 << 19] == all[512..512 + (512 << 10)]);
+        let mixed = &written[2 << 20..];
+        assert!(mixed[..64 << 10] == all[..64 << 10] && mixed[192 << 10..] == all[..64 << 10]);
+        assert!(mixed[64 << 10..192 << 10].iter().all(|&b| b == 9));
     }
 
     #[test]

@@ -80,11 +80,14 @@ pub async fn convert(
     };
     let size = source.size();
     progress.total.set(size);
+    // Space that is reserved for the new image would be given away.
+    let share = request.copy.share && !request.options.reserves_space();
     let over = request.backing.is_some();
     let target =
         create(output, request.format, size, request.options, request.backing, request.secret).await?;
     // What is new reads as zeros, unless there is something below.
-    let options = CopyOptions { target_is_zero: !over && starts_as_zeros(&*target).await?, ..request.copy };
+    let target_is_zero = !over && starts_as_zeros(&*target).await?;
+    let options = CopyOptions { target_is_zero, share, ..request.copy };
     let report = copy(&*source, 0..size, &*target, 0, &options, progress).await?;
     target.close().await?;
     Ok(report)

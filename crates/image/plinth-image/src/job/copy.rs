@@ -43,6 +43,9 @@ pub struct CopyOptions {
     pub salvage: bool,
     /// Bytes of a second at most.
     pub rate: Option<u64>,
+    /// Files of one file system may share the space of what they have in common, if it can do that: data is read, to
+    /// find zeros, and not written then. Not where zeros are written as data, too.
+    pub share: bool,
 }
 
 impl Default for CopyOptions {
@@ -61,6 +64,7 @@ impl Default for CopyOptions {
             exact: false,
             salvage: false,
             rate: None,
+            share: true,
         }
     }
 }
@@ -191,7 +195,9 @@ impl Copier<'_> {
             Err(_) => self.salvage(run).await?,
         };
         self.count(|r| r.read += run.len);
-        Ok((run, Some(buf.freeze())))
+        let data = buf.freeze();
+        let share = self.options.share && self.options.zero_run > 0;
+        Ok((run, Some(if share { data } else { data.without_origin() })))
     }
 
     /// Keeps to the rate, if there is one.

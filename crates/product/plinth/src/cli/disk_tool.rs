@@ -190,7 +190,7 @@ had the name still has it. Several sources become one disk, one behind the other
 if its name ends in .hdd, and one file if it ends in .hds.")]
 pub struct ConvertArgs {
     /// The images to read, and last the image to write
-    #[arg(value_name = "SOURCE... TARGET", required = true, num_args = 2..)]
+    #[arg(value_name = "SOURCE... TARGET", required = true)]
     pub paths: Vec<PathBuf>,
     /// Format of the sources [default: what their contents say]
     #[arg(long, value_name = "FORMAT", value_parser = format)]
@@ -217,6 +217,9 @@ pub struct ConvertArgs {
     /// Copy at most so many bytes a second
     #[arg(long, value_name = "SIZE")]
     pub rate: Option<Size>,
+    /// Write all data, also where the file system could share the source's space with the new image
+    #[arg(long)]
+    pub no_reflink: bool,
     #[command(flatten)]
     pub new: NewArgs,
     #[command(flatten)]
@@ -416,6 +419,9 @@ pub struct DdArgs {
     /// Bytes to copy, with a unit [default: up to the end]
     #[arg(long)]
     pub length: Option<Size>,
+    /// Write all data, also where the file system could share the source's space with the new image
+    #[arg(long)]
+    pub no_reflink: bool,
     #[command(flatten)]
     pub new: NewArgs,
     #[command(flatten)]
@@ -616,7 +622,7 @@ package among the sources, or that of --like; options take precedence. The packa
 and on the disk.")]
 pub struct ExportArgs {
     /// The disks, or a package with its disks, and last the package to write (.ova or .ovf)
-    #[arg(value_name = "SOURCE... TARGET", required_unless_present = "os", num_args = 2..)]
+    #[arg(value_name = "SOURCE... TARGET", required_unless_present = "os")]
     pub paths: Vec<PathBuf>,
     /// Format of the disks [default: what their contents say]
     #[arg(long, value_name = "FORMAT", value_parser = format)]

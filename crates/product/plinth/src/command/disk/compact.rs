@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileTypeExt;
 use std::process::ExitCode;
 
-use plinth_image::format::{Backing, Format, Image, Options, OutputFiles, open};
+use plinth_image::format::{Backing, Format, Image, OpenOptions, Options, OutputFiles, open};
 use plinth_image::graph::Cache;
 use plinth_image::job::{self, ConvertRequest, CopyOptions};
 use serde_json::json;
@@ -97,8 +97,8 @@ pub fn run(args: &CompactArgs, global: &Global) -> Result<ExitCode> {
         close(&*disk).await?;
         drop(disk);
         let files = OutputFiles::new(&real, Cache::Direct).map_err(failed)?;
-        let source =
-            open(&image.path, &open_options(&image.open, image.format, true)?).await.map_err(failed)?;
+        let how = OpenOptions { cache: Cache::Spared, ..open_options(&image.open, image.format, true)? };
+        let source = open(&image.path, &how).await.map_err(failed)?;
         let copy = CopyOptions {
             compress: args.compress.is_some(),
             layers: d.backing.as_ref().map(|_| 1),

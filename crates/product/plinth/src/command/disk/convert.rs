@@ -108,6 +108,7 @@ pub fn run(args: &ConvertArgs, global: &Global) -> Result<ExitCode> {
             layers: backing.as_ref().map(|_| 1),
             salvage: args.salvage,
             rate: args.rate.map(|r| r.0),
+            share: !args.no_reflink,
             ..CopyOptions::default()
         };
         let request = ConvertRequest {
@@ -149,7 +150,8 @@ pub fn dd(args: &DdArgs, global: &Global) -> Result<ExitCode> {
             .await
             .map_err(failed)?;
         let target_is_zero = job::starts_as_zeros(&*image).await.map_err(failed)?;
-        let copy = CopyOptions { target_is_zero, ..CopyOptions::default() };
+        let share = !args.no_reflink && !options.reserves_space();
+        let copy = CopyOptions { target_is_zero, share, ..CopyOptions::default() };
         let done = job::copy(&*source, from..to, &*image, 0, &copy, progress).await.map_err(failed)?;
         close(&*image).await?;
         drop(image);

@@ -264,6 +264,8 @@ impl Job<'_> {
             target_is_zero: self.parsed.has("target-is-zero"),
             layers: backing.then_some(1),
             note_zeros: has_notes(&*target),
+            // What is there may have its space reserved.
+            share: false,
             ..self.copy.clone()
         };
         let failed = |e: plinth_image::Error| Exit::failed(format!("error while converting: {}", reason(&e)));
