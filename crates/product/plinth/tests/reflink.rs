@@ -77,7 +77,7 @@ fn source(folder: &Path) -> Vec<u8> {
     let file = fs::File::create(folder.join("s.raw")).unwrap();
     file.set_len(bytes.len() as u64).unwrap();
     for (n, piece) in bytes.chunks(3 << 20).enumerate().step_by(2) {
-        file.write_all_at(piece, (n * 3 << 20) as u64).unwrap();
+        file.write_all_at(piece, ((n * 3) << 20) as u64).unwrap();
     }
     bytes
 }
