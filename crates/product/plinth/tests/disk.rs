@@ -567,6 +567,12 @@ fn an_encrypted_disk_inside_of_an_image_is_used() {
             &["passphrase", "--secret-file"],
         );
         fails(dir, &["disk", "compact", &outer, "--inside", "luks"], 2, &["--inside"]);
+        // Both grow, and what is new reads as zeros.
+        does(dir, &[&["disk", "resize", &outer, "+5M"][..], &inside].concat());
+        does(dir, &["disk", "check", &outer]);
+        does(dir, &[&["disk", "convert", &outer, &plain, "--force"][..], &inside].concat());
+        let larger = [&bytes[..], &[0; 5 << 20]].concat();
+        assert!(fs::read(dir.join(&plain)).unwrap() == larger, "{format}");
     }
     fails(dir, &["disk", "info", "d.raw", "--format", "raw", "--inside", "luks"], 1, &["begin like LUKS"]);
 }

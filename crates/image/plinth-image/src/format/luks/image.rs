@@ -280,7 +280,18 @@ impl Node for LuksImage {
             self.volume()?;
             let _alone = self.locks.lock(0..u64::MAX, true).await;
             if size > self.size.get() {
-                return self.grow(size).await;
+                // A file becomes longer by itself.
+                let (old, need) = (self.file.size(), self.payload + size);
+                let inside = !self.file.is_open_ended() && old < need;
+                if inside {
+                    self.file.resize(need).await?;
+                }
+                let grown = self.grow(size).await;
+                if inside && grown.is_err() {
+                    // As it was, if it can be: the error is the one to know.
+                    let _ = self.file.resize(old).await;
+                }
+                return grown;
             }
             self.file.resize(self.payload + size).await?;
             self.size.set(size);
