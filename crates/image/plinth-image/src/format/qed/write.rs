@@ -153,12 +153,61 @@ impl QedImage {
         let mut done = 0;
         while done < len {
             let at = offset + done;
-            let n = (self.cluster - at % self.cluster).min(len - done);
+            let row = self.new_row(at, len - done).await?;
+            let n = row.max((self.cluster - at % self.cluster).min(len - done));
             let part = data.slice(done as usize..(done + n) as usize);
-            self.write_cluster(at, part).await?;
+            match row {
+                0 => self.write_cluster(at, part).await?,
+                _ => self.write_row(at, part).await?,
+            }
             done += n;
         }
         Ok(())
+    }
+
+    /// Bytes, from `offset` on, of whole clusters that have no place yet and can have one at the file's end.
+    async fn new_row(&self, offset: u64, len: u64) -> Result<u64, Error> {
+        let mut row = 0;
+        if offset.is_multiple_of(self.cluster) && self.spare.borrow().is_empty() {
+            while row + self.cluster <= len {
+                if let Place::At(_) = self.place((offset + row) / self.cluster).await? {
+                    break;
+                }
+                row += self.cluster;
+            }
+        }
+        Ok(row)
+    }
+
+    /// Writes whole clusters that have no place, in a row; the caller has them alone.
+    async fn write_row(&self, offset: u64, data: IoData) -> Result<(), Error> {
+        let count = data.len() as u64 / self.cluster;
+        let at = self.allocate(data.len() as u64).await?;
+        let clusters = (0..count).map(|n| (offset / self.cluster + n, at + n * self.cluster));
+        let write = async {
+            self.file.write(at, data).await?;
+            for (cluster, place) in clusters.clone() {
+                self.set_place(cluster, place).await?;
+            }
+            Ok(())
+        };
+        let written = write.await;
+        if written.is_err() {
+            for (cluster, place) in clusters {
+                self.keep_unless_placed(cluster, place).await;
+            }
+        }
+        written
+    }
+
+    /// After a failure: a cluster of the file that was for one of the disk is kept for others, unless that has it.
+    async fn keep_unless_placed(&self, cluster: u64, at: u64) {
+        match self.place(cluster).await {
+            Ok(Place::At(now)) if now == at => {}
+            Ok(_) => self.keep_spare(at, self.cluster),
+            // Nobody knows.
+            Err(_) => self.leaked.set(true),
+        }
     }
 
     async fn write_in_place(&self, offset: u64, data: &IoData) -> Result<bool, Error> {
@@ -212,12 +261,7 @@ impl QedImage {
             Err(e) => Err(e),
         };
         if filled.is_err() {
-            match self.place(start / self.cluster).await {
-                Ok(Place::At(now)) if now == at => {}
-                Ok(_) => self.keep_spare(at, self.cluster),
-                // Nobody knows.
-                Err(_) => self.leaked.set(true),
-            }
+            self.keep_unless_placed(start / self.cluster, at).await;
         }
         filled
     }

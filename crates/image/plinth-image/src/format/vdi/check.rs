@@ -95,6 +95,8 @@ impl Vdi {
 
     /// Moves the last blocks of the file to where blocks are that nothing refers to, `limit` at most.
     pub(super) async fn fill_holes(&self, limit: u64) -> Result<(), Error> {
+        // Until the file is cut off behind the last block.
+        self.zeros_from.set(u64::MAX);
         let mut left = limit;
         loop {
             let s = self.survey().await?;
@@ -132,6 +134,7 @@ impl Vdi {
 
     /// Makes the header's number and the file's length right. No block of the file is behind `taken`.
     pub(super) async fn trim(&self) -> Result<(), Error> {
+        self.zeros_from.set(u64::MAX);
         let taken = self.taken.get();
         if self.header.borrow().allocated != taken {
             self.header.borrow_mut().allocated = taken;
@@ -148,6 +151,7 @@ impl Vdi {
                 result => result?,
             }
         }
+        self.zeros_from.set(self.file.size());
         Ok(())
     }
 
@@ -238,6 +242,7 @@ impl Vdi {
             entries.push((block, to));
             next = next.max(to + 1);
         }
+        self.zeros_from.set(u64::MAX);
         self.header.borrow_mut().allocated = next;
         self.write_header().await?;
         self.file.flush().await?;

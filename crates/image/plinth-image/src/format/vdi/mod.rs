@@ -73,6 +73,11 @@ struct Vdi {
     taken: Cell<u32>,
     /// Those of them that turned out not to be used.
     unused: RefCell<BTreeSet<u32>>,
+    /// Byte of the file behind which nothing was written but blocks that are `taken`: what is not taken there yet is
+    /// zeros.
+    zeros_from: Cell<u64>,
+    /// Held while the file becomes longer.
+    growing: Mutex<()>,
     /// What is wrong with the table: nothing is written before it is repaired.
     damage: RefCell<Option<String>>,
     begun: OnceCell<()>,
@@ -149,6 +154,7 @@ async fn create(request: CreateRequest<'_>) -> Result<Rc<dyn Image>, Error> {
     file.write(0, IoData::copy_of(&header.bytes())).await?;
     let below = backing.as_ref().map(Backing::below);
     let vdi = Vdi::new(file, header, backing.map(|b| b.link));
+    vdi.zeros_from.set(vdi.file.size());
     Ok(Rc::new(BlockImage::new(vdi, size, false, below)))
 }
 
@@ -179,6 +185,8 @@ impl Vdi {
             writing: Mutex::new(()),
             table: RefCell::new(Rc::new(table)),
             unused: RefCell::default(),
+            zeros_from: Cell::new(u64::MAX),
+            growing: Mutex::new(()),
             damage: RefCell::default(),
             begun: OnceCell::new(),
             backing: RefCell::new(backing),
@@ -194,6 +202,30 @@ impl Vdi {
         let _alone = self.writing.lock().await;
         let bytes = self.header.borrow().bytes();
         self.file.write(0, IoData::copy_of(&bytes)).await
+    }
+
+    /// Makes the file reach to `end`, and further: a file system does writes within a file side by side, and those that
+    /// make it longer one after the other. What nobody takes is cut off at the end ([`trim`](Self::trim)).
+    async fn lengthen(&self, end: u64) -> Result<(), Error> {
+        /// Bytes at most.
+        const AHEAD: u64 = 32 << 20;
+        let _alone = self.growing.lock().await;
+        let ahead = {
+            let header = self.header.borrow();
+            let most = header.end(header.blocks);
+            (end / 4).clamp(header.stride(), AHEAD.max(header.stride())).min(most.saturating_sub(end))
+        };
+        // The host may have space, or a limit, for just what is needed.
+        for to in [end.saturating_add(ahead), end] {
+            // Nothing is on its way to what is behind the file's end: it all waits for this.
+            let from = self.file.size();
+            let Some(len) = to.checked_sub(from).filter(|_| end > from) else { return Ok(()) };
+            let done = self.file.write_zeroes(from, len, true).await;
+            if done.is_ok() || to == end {
+                return done;
+            }
+        }
+        Ok(())
     }
 
     /// Where a block's entry is: the table's block, and the number of the entry in it.
@@ -291,12 +323,14 @@ impl Layout for Vdi {
             (header.host(n), header.end(n), header.stride())
         };
         let space = Space { place: Place::Full(host), all_present: true };
-        if again.is_some() || need != Need::Whole {
+        let unused = OnDrop(|| self.give_back(space));
+        if again.is_none() && start >= self.zeros_from.get() {
+            self.lengthen(start + stride).await?;
+        } else if again.is_some() || need != Need::Whole {
             // The file's end moves behind the block, and whatever was there becomes zeros.
-            let unused = OnDrop(|| self.give_back(space));
             self.file.write_zeroes(start, stride, true).await?;
-            std::mem::forget(unused);
         }
+        std::mem::forget(unused);
         Ok(space)
     }
 
