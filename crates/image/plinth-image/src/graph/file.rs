@@ -330,7 +330,7 @@ impl FileNode {
             let (place, len) = (offset + at as u64, part.len);
             if let Some((file, origin)) = part.from.as_ref().filter(|_| len >= SHARED)
                 && (place | origin | len as u64).is_multiple_of(DIRECT_BLOCK)
-                && self.share(file, *origin, len as u64, place).await
+                && self.share(file, *origin, len as u64, place)
             {
                 if from < at {
                     self.write_bytes(offset + from as u64, data.slice(from..at)).await?;
@@ -346,13 +346,13 @@ impl FileNode {
     }
 
     /// Takes over space of another file; false if that cannot be done, and the bytes have to be written.
-    async fn share(&self, source: &Arc<File>, from: u64, len: u64, to: u64) -> bool {
+    fn share(&self, source: &File, from: u64, len: u64, to: u64) -> bool {
         if self.lacks_share.get() {
             return false;
         }
         self.reach.set(self.reach.get().max(to + len));
-        let (source, target) = (source.clone(), self.file.clone());
-        let done = aio::offload(move || reflink::share(source.as_fd(), from, len, target.as_fd(), to)).await;
+        // Here, not on another thread: a note in the file system's tables takes less time than to hand it over.
+        let done = reflink::share(source.as_fd(), from, len, self.file.as_fd(), to);
         // Whatever is wrong now, writing works or says what is.
         self.lacks_share.set(done.is_err());
         done.is_ok()
