@@ -2,7 +2,10 @@
 
 mod common;
 
+use futures_util::FutureExt;
+use plinth_host::aio::block_on;
 use plinth_image::format::qed::DRIVER;
+use plinth_image::graph::{IoBuf, IoData};
 
 const SIZE: u64 = 4 << 20;
 const VARIANTS: [(&str, u64); 3] =
@@ -38,4 +41,34 @@ fn qemu_and_plinth_work_on_the_same_image_in_turns() {
 #[test]
 fn a_large_disk_with_little_in_it_is_not_looked_at_cluster_by_cluster() {
     common::sparse_table(&DRIVER, "", 16 << 40, 65536);
+}
+
+#[test]
+fn what_a_dropped_write_has_taken_is_not_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("d.qed");
+    common::create_file(&DRIVER, &path, SIZE, "");
+    block_on(async {
+        let image = common::open_in_file(&path, false).await;
+        let data = IoData::copy_of(&[7; 1 << 20]);
+        image.write(1 << 20, data.clone()).await.unwrap();
+        // Polled once, so that it is under way, and given up.
+        for (at, len) in [(0, 1 << 20), (2 << 20, 5000)] {
+            assert!(image.write(at, data.slice(..len)).now_or_never().is_none());
+        }
+        image.write(3 << 20, data.clone()).await.unwrap();
+        image.close().await.unwrap();
+    });
+    block_on(async {
+        let image = common::open_in_file(&path, false).await;
+        common::clean(&*image).await;
+        for at in [1 << 20, 3 << 20] {
+            let read = image.read(at, IoBuf::new(1 << 20)).await.unwrap();
+            assert!(read.iter().all(|&b| b == 7));
+        }
+        image.close().await.unwrap();
+    });
+    if common::has("qemu-img") {
+        common::run("qemu-img", &["check", "-f", "qed", path.to_str().unwrap()]);
+    }
 }

@@ -7,6 +7,7 @@ use super::{
     BACKING_IS_RAW, BLOCK, HAS_BACKING, HEADER, MAX_NAME, MAX_TABLE, NEED_CHECK, Place, QedImage, open_image,
 };
 use crate::format::below::hidden_below;
+use crate::format::blocks::OnDrop;
 use crate::format::table::Block;
 use crate::format::{
     BackingLink, CheckReport, CreateRequest, Format, Image, Links, NoLinks, OpenOptions, OpenRequest,
@@ -90,6 +91,11 @@ impl QedImage {
         }
     }
 
+    /// What a write has taken may be lost when nobody waits for it any more.
+    fn lost_if_dropped(&self) -> OnDrop<impl FnMut()> {
+        OnDrop(|| self.leaked.set(true))
+    }
+
     /// Space that was taken and that nothing refers to. What is not taken again is used up by the next open.
     fn keep_spare(&self, at: u64, len: u64) {
         self.leaked.set(true);
@@ -107,6 +113,7 @@ impl QedImage {
         if table != 0 {
             return Ok(table);
         }
+        let lost = self.lost_if_dropped();
         let at = self.allocate(self.table).await?;
         // From now on the file reaches so far, which the tables' reader checks.
         if let Err(e) = self.file.write_zeroes(at, self.table, true).await {
@@ -122,6 +129,7 @@ impl QedImage {
             self.keep_spare(at, self.table);
             return Err(e);
         }
+        std::mem::forget(lost);
         Ok(at)
     }
 
@@ -182,6 +190,7 @@ impl QedImage {
     /// Writes whole clusters that have no place, in a row; the caller has them alone.
     async fn write_row(&self, offset: u64, data: IoData) -> Result<(), Error> {
         let count = data.len() as u64 / self.cluster;
+        let lost = self.lost_if_dropped();
         let at = self.allocate(data.len() as u64).await?;
         let clusters = (0..count).map(|n| (offset / self.cluster + n, at + n * self.cluster));
         let write = async {
@@ -197,6 +206,7 @@ impl QedImage {
                 self.keep_unless_placed(cluster, place).await;
             }
         }
+        std::mem::forget(lost);
         written
     }
 
@@ -234,6 +244,7 @@ impl QedImage {
         if let Place::At(at) = place {
             return self.file.write(at + within, data).await;
         }
+        let lost = self.lost_if_dropped();
         let at = self.take_cluster().await?;
         let fill = async {
             let whole = data.len() as u64 == self.cluster;
@@ -263,6 +274,7 @@ impl QedImage {
         if filled.is_err() {
             self.keep_unless_placed(start / self.cluster, at).await;
         }
+        std::mem::forget(lost);
         filled
     }
 
