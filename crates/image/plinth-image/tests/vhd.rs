@@ -182,3 +182,35 @@ fn damaged_images_are_refused_or_read() {
 fn a_large_table_with_little_in_it_is_read_in_pieces() {
     common::sparse_table(&vhd::DRIVER, "", 1 << 40, 2 << 20);
 }
+
+#[test]
+fn space_that_blocks_left_before_the_table_is_used_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("d.vhd");
+    create_file(&vhd::DRIVER, &path, 64 << 10, "block_size=4k");
+    let write = async |image: &dyn plinth_image::format::Image, at: u64| {
+        image.write(at, IoData::copy_of(&[7; 4096])).await.unwrap();
+    };
+    block_on(async {
+        let image = common::open_in_file(&path, false).await;
+        for at in [0, 16 << 10, 40 << 10, 60 << 10] {
+            write(&*image, at).await;
+        }
+        // The table goes behind the blocks, of which some are no more then.
+        image.resize(8 << 20).await.unwrap();
+        write(&*image, 4 << 20).await;
+        image.resize(32 << 10).await.unwrap();
+        image.close().await.unwrap();
+    });
+    let before = std::fs::metadata(&path).unwrap().len();
+    block_on(async {
+        let image = common::open_in_file(&path, false).await;
+        for at in [8 << 10, 24 << 10] {
+            write(&*image, at).await;
+            image.flush().await.unwrap();
+            clean(&*image).await;
+        }
+        image.close().await.unwrap();
+    });
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), before);
+}

@@ -112,6 +112,8 @@ impl Vhd {
         // Space behind the last block that another program has taken is its business, unless there was a crash.
         let moves = self.moves(&s, FILL_AT_OPEN as usize + 1).len() as u64;
         if last_is_right && self.file.size() <= s.end + self.span() && moves == 0 {
+            // No block is behind them, and none comes there before they are filled.
+            *self.unused.borrow_mut() = self.gaps(&s);
             return Ok(());
         }
         self.tidy(if moves > FILL_AT_OPEN { 0 } else { FILL_AT_OPEN }).await
