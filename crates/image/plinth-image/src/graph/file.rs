@@ -457,22 +457,6 @@ impl FileNode {
         self.reach.set(size);
         Ok(())
     }
-
-    /// Reserves space for a range, so that writes to it do not fail for lack of it; makes the file longer if
-    /// the range ends behind its end.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NoSpace`]; [`ErrorKind::Unsupported`] where the file system cannot.
-    pub async fn reserve(&self, offset: u64, len: u64) -> Result<(), Error> {
-        if !self.allocate(FallocateFlags::empty(), offset, len).await? {
-            return Err(self.failed("allocate space in", io::Error::from(io::ErrorKind::Unsupported)));
-        }
-        // It would be given away.
-        self.lacks_share.set(true);
-        self.size.set(self.size.get().max(offset + len));
-        self.reach.set(self.reach.get().max(offset + len));
-        Ok(())
-    }
 }
 
 impl Node for FileNode {

@@ -206,6 +206,24 @@ pub async fn write_zero_bytes<N: Node + ?Sized>(node: &N, offset: u64, len: u64)
     Ok(())
 }
 
+/// Makes a file reach to `end`, and `ahead` bytes further if the host lets it: a file system does writes within a file
+/// side by side, and those that make it longer one after the other. Nothing may be on its way to what is behind the
+/// file's end.
+///
+/// # Errors
+/// As for a write.
+pub async fn lengthen(file: &dyn Node, end: u64, ahead: u64) -> Result<(), Error> {
+    let longer_to = async |to: u64| match to.checked_sub(file.size()).filter(|&n| n > 0) {
+        Some(len) => file.write_zeroes(file.size(), len, true).await,
+        None => Ok(()),
+    };
+    // The host may have space, or a limit, for just what is needed.
+    match longer_to(end.saturating_add(ahead)).await {
+        Err(_) => longer_to(end).await,
+        done => done,
+    }
+}
+
 /// Copies bytes within a file; what are holes or zeros become holes.
 ///
 /// # Errors

@@ -8,6 +8,7 @@ use super::Core;
 use super::guard::Kind;
 use super::header::MAX_REFTABLE;
 use super::refcount;
+use crate::graph::lengthen;
 use crate::{Error, ErrorKind};
 
 /// Space that nothing refers to any more.
@@ -184,19 +185,8 @@ impl Core {
         // Those who wait for this have taken space too.
         let high = alloc.high.get();
         let ahead = (high / 4).clamp(self.cluster, AHEAD);
-        let mut done = Ok(());
-        for end in [high.saturating_add(ahead), high] {
-            // Nothing is on its way to what is behind the file's end: it all waits for `reach`.
-            let from = self.file.size();
-            done = match end.checked_sub(from).filter(|&n| n > 0) {
-                Some(len) => self.file.write_zeroes(from, len, true).await,
-                None => Ok(()),
-            };
-            if done.is_ok() {
-                break;
-            }
-        }
-        done?;
+        // What goes behind the file's end waits for `reach`.
+        lengthen(&*self.file, high, ahead).await?;
         alloc.reach.set(self.file.size());
         Ok(())
     }

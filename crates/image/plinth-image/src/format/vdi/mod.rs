@@ -34,7 +34,7 @@ use super::{
     Backing, BackingLink, CheckReport, CreateRequest, Description, Driver, Format, Image, OpenRequest,
     OptionKind, OptionSpec, Progress, Repair,
 };
-use crate::graph::{IoBuf, IoData, NodeRef};
+use crate::graph::{IoBuf, IoData, NodeRef, lengthen};
 use crate::{Error, ErrorKind, SECTOR};
 use header::{FREE, Header, Kind, LEN, ZERO};
 
@@ -204,8 +204,8 @@ impl Vdi {
         self.file.write(0, IoData::copy_of(&bytes)).await
     }
 
-    /// Makes the file reach to `end`, and further: a file system does writes within a file side by side, and those that
-    /// make it longer one after the other. What nobody takes is cut off at the end ([`trim`](Self::trim)).
+    /// Makes the file reach to `end`, and further. What nobody takes is cut off at the end ([`trim`](Self::trim)), and
+    /// what is written there waits for this.
     async fn lengthen(&self, end: u64) -> Result<(), Error> {
         /// Bytes at most.
         const AHEAD: u64 = 32 << 20;
@@ -215,17 +215,10 @@ impl Vdi {
             let most = header.end(header.blocks);
             (end / 4).clamp(header.stride(), AHEAD.max(header.stride())).min(most.saturating_sub(end))
         };
-        // The host may have space, or a limit, for just what is needed.
-        for to in [end.saturating_add(ahead), end] {
-            // Nothing is on its way to what is behind the file's end: it all waits for this.
-            let from = self.file.size();
-            let Some(len) = to.checked_sub(from).filter(|_| end > from) else { return Ok(()) };
-            let done = self.file.write_zeroes(from, len, true).await;
-            if done.is_ok() || to == end {
-                return done;
-            }
+        match end > self.file.size() {
+            true => lengthen(&*self.file, end, ahead).await,
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Where a block's entry is: the table's block, and the number of the entry in it.
